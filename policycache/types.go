@@ -1,0 +1,71 @@
+// Package policycache turns the cluster's state into compiled policy.
+//
+// Sources (a directory of manifests, later the API server) hand it objects; it
+// keeps of each only what policy and the decision log need, and compiles them
+// into an immutable verdict.Snapshot.
+package policycache
+
+import (
+	"net/netip"
+	"time"
+
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"portcullis/verdict"
+)
+
+// Pod is what policy sees of a Pod.
+type Pod struct {
+	Namespace, Name string
+	UID             string
+	Labels          map[string]string
+	// IPs are the pod's addresses, unmapped, primary first. Empty as long as
+	// it has none.
+	IPs         []netip.Addr
+	Node        string
+	HostNetwork bool
+	// HostIPs are the addresses of the pod's node as its status names them.
+	HostIPs []netip.Addr
+	// Phase is as in the API: Pending, Running, Succeeded, Failed, Unknown, or
+	// empty where the manifest doesn't say.
+	Phase   string
+	Created time.Time
+	// Ports are the named ports of its containers and of its restartable init
+	// containers.
+	Ports []verdict.NamedPort
+}
+
+// Key gives "namespace/name".
+func (p *Pod) Key() string { return p.Namespace + "/" + p.Name }
+
+// Namespace is what policy sees of a Namespace.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+}
+
+// Node is what policy sees of a Node.
+type Node struct {
+	Name  string
+	Addrs []netip.Addr
+}
+
+// Objects is a cluster's whole state as a source sees it, keyed by name
+// (nodes, namespaces) or "namespace/name" (pods, policies). Maps and what they
+// point to are not changed once handed over.
+type Objects struct {
+	Pods       map[string]*Pod
+	Namespaces map[string]*Namespace
+	Nodes      map[string]*Node
+	Policies   map[string]*networkingv1.NetworkPolicy
+}
+
+// NewObjects gives an empty state.
+func NewObjects() *Objects {
+	return &Objects{
+		Pods:       map[string]*Pod{},
+		Namespaces: map[string]*Namespace{},
+		Nodes:      map[string]*Node{},
+		Policies:   map[string]*networkingv1.NetworkPolicy{},
+	}
+}

@@ -1,0 +1,39 @@
+package verdict
+
+import "net/netip"
+
+// NamedPort is a port that a pod's containers give a name.
+type NamedPort struct {
+	Proto Protocol
+	Port  uint16
+	Name  string
+}
+
+// Endpoint is a pod as decisions see it. It is immutable once it is part of a
+// snapshot.
+type Endpoint struct {
+	Namespace, Name string
+	Node            string
+	Addrs           []netip.Addr
+	// Judged is true when this engine decides for the pod: on an agent the
+	// pods of its node, in explain all of them.
+	Judged bool
+	// NamespaceIndex and LabelsIndex are the pod's rows in the snapshot's
+	// selector bits: which namespace, and which set of pod labels it has.
+	NamespaceIndex, LabelsIndex uint32
+	// Ports are the pod's named ports, in the order of its containers.
+	Ports []NamedPort
+	// Ingress and Egress are the tables that isolate the pod; nil in a
+	// direction in which it isn't isolated.
+	Ingress, Egress *Table
+	// Meaning is a hash over everything that decisions about this pod depend
+	// on. Two endpoints of the same address and the same Meaning in successive
+	// snapshots are judged alike, so that cached verdicts stay usable.
+	Meaning uint64
+}
+
+// Key gives the pod's "namespace/name".
+func (e *Endpoint) Key() string { return e.Namespace + "/" + e.Name }
+
+// Isolated tells whether some policy isolates the pod in some direction.
+func (e *Endpoint) Isolated() bool { return e.Ingress != nil || e.Egress != nil }
