@@ -98,6 +98,7 @@ const (
 	ReasonTruncated          // deny: the packet ends before its transport header does
 	ReasonFragment           // deny: a fragment, whose ports can't be known or trusted
 	ReasonMalformed          // deny: not an IP packet, or lengths that contradict each other
+	ReasonNotReady           // deny: no policy is compiled yet
 )
 
 var reasonWords = [...]string{
@@ -111,6 +112,7 @@ var reasonWords = [...]string{
 	ReasonTruncated:   "truncated",
 	ReasonFragment:    "fragment",
 	ReasonMalformed:   "malformed",
+	ReasonNotReady:    "not-ready",
 }
 
 // String gives the reason's word, as the decision log and explain print it.
