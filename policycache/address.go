@@ -3,7 +3,6 @@ package policycache
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 )
@@ -72,26 +71,26 @@ func otherKeys(pods []*Pod, owner *Pod) string {
 
 // nodeAddresses gives the nodes' addresses: those that nodes name themselves,
 // and those that pods say their node has (hostIPs, and the addresses of
-// hostNetwork pods). A node's own word counts more.
-func (w *compilation) nodeAddresses() map[netip.Addr]string {
-	nodes := map[netip.Addr]string{}
-	for _, key := range slices.Sorted(maps.Keys(w.objects.Pods)) {
-		pod := w.objects.Pods[key]
-		if pod.Node == "" {
-			continue
-		}
-		for _, a := range pod.HostIPs {
-			nodes[a] = pod.Node
-		}
-		if pod.HostNetwork && !pod.Ended() {
-			for _, a := range pod.IPs {
-				nodes[a] = pod.Node
+// hostNetwork pods).
+func (w *compilation) nodeAddresses() map[netip.Addr][]string {
+	nodes := map[netip.Addr][]string{}
+	add := func(node string, addrs []netip.Addr) {
+		for _, a := range addrs {
+			if at, found := slices.BinarySearch(nodes[a], node); !found {
+				nodes[a] = slices.Insert(nodes[a], at, node)
 			}
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(w.objects.Nodes)) {
-		for _, a := range w.objects.Nodes[name].Addrs {
-			nodes[a] = name
+	for _, node := range w.objects.Nodes {
+		add(node.Name, node.Addrs)
+	}
+	for _, pod := range w.objects.Pods {
+		if pod.Node == "" {
+			continue
+		}
+		add(pod.Node, pod.HostIPs)
+		if pod.HostNetwork { // ended or not, the address is its node's
+			add(pod.Node, pod.IPs)
 		}
 	}
 	return nodes

@@ -13,8 +13,9 @@ type Input struct {
 	Generation uint64
 	// Owners maps each pod address to its pod.
 	Owners map[netip.Addr]*Endpoint
-	// Nodes maps the addresses of nodes to their names.
-	Nodes map[netip.Addr]string
+	// Nodes maps the addresses of nodes to the names of the nodes that have
+	// them, sorted: as a rule one.
+	Nodes map[netip.Addr][]string
 	// NamespaceBits and PodBits hold, by SelectorID, which namespaces
 	// (Endpoint.NamespaceIndex) or label sets (Endpoint.LabelsIndex) a
 	// selector matches.
@@ -30,7 +31,7 @@ const stampSlots = 1024
 type Snapshot struct {
 	generation             uint64
 	owners                 map[netip.Addr]*Endpoint
-	nodes                  map[netip.Addr]string
+	nodes                  map[netip.Addr][]string
 	namespaceBits, podBits []Bits
 	// stamps hold, by an address's slot, the generation in which the meaning
 	// of some address of that slot last changed.
@@ -73,15 +74,18 @@ func (s *Snapshot) restamp(prev *Snapshot, addrs func(func(netip.Addr) bool)) {
 var nodeSeed = maphash.MakeSeed()
 
 // meaning is all that decisions know of an address, as one number: a pod, a
-// node, or (zero) neither.
+// node, or neither.
 func (s *Snapshot) meaning(a netip.Addr) uint64 {
 	if e := s.owners[a]; e != nil {
 		return e.Meaning
 	}
-	if node, ok := s.nodes[a]; ok {
-		return maphash.String(nodeSeed, node)
+	var h maphash.Hash
+	h.SetSeed(nodeSeed)
+	for _, name := range s.nodes[a] {
+		h.WriteString(name)
+		h.WriteByte('/')
 	}
-	return 0
+	return h.Sum64()
 }
 
 // stampSlot spreads addresses over the stamps.
@@ -102,7 +106,12 @@ func (s *Snapshot) Generation() uint64 { return s.generation }
 func (s *Snapshot) Endpoint(a netip.Addr) *Endpoint { return s.owners[a.Unmap()] }
 
 // Node gives the name of the node that has the address, "" when none does.
-func (s *Snapshot) Node(a netip.Addr) string { return s.nodes[a.Unmap()] }
+func (s *Snapshot) Node(a netip.Addr) string {
+	if names := s.nodes[a.Unmap()]; len(names) > 0 {
+		return names[0]
+	}
+	return ""
+}
 
 // IsolatedAddrs lists the addresses of the judged pods that are isolated in
 // some direction, sorted: those whose packets the kernel has to queue.
@@ -179,14 +188,15 @@ func (s *Snapshot) exempt(f *Flow, d *Decision) Reason {
 	return ReasonNone
 }
 
+// isNeighbourDiscovery asks for IPv6 too: protocol 58 inside IPv4 is nothing
+// that a link needs, and mustn't be a way around the gate.
 func isNeighbourDiscovery(f *Flow) bool {
-	return f.Proto == ICMPv6 && f.ICMPType >= 133 && f.ICMPType <= 137
+	return f.Proto == ICMPv6 && f.Dst.Is6() && f.ICMPType >= 133 && f.ICMPType <= 137
 }
 
 // isNode tells whether the address is one of the named node's.
 func (s *Snapshot) isNode(a netip.Addr, node string) bool {
-	name, ok := s.nodes[a]
-	return ok && name == node && node != ""
+	return slices.Contains(s.nodes[a], node)
 }
 
 func egressOf(e *Endpoint) *Table {
