@@ -218,6 +218,8 @@ func TestNear(t *testing.T) {
 		{"default/wbe", "default/web"},
 		{"default/api", "shop/api"},
 		{"shop/front", "shop/front-7d4b9-x2x1"},
+		{"shop/web", "default/web"},
+		{"shop/bd", "shop/db"},
 		{"shop/entirely-different", ""},
 	} {
 		got := c.Near(tt.key)
@@ -236,7 +238,7 @@ func TestEditDistance(t *testing.T) {
 		want int
 	}{
 		{"", "", 0}, {"", "abc", 3}, {"abc", "", 3}, {"web", "web", 0},
-		{"web", "wbe", 2}, {"kitten", "sitting", 3}, {"db", "dbs", 1},
+		{"web", "wbe", 1}, {"ca", "abc", 3}, {"kitten", "sitting", 3}, {"db", "dbs", 1},
 	} {
 		if got := editDistance(tt.a, tt.b); got != tt.want {
 			t.Errorf("editDistance(%q, %q) = %d, want %d", tt.a, tt.b, got, tt.want)

@@ -18,18 +18,18 @@ func (c *Cluster) Near(key string) []string {
 	}
 	var found []candidate
 	_, name, _ := strings.Cut(key, "/")
-	most := min(3, max(1, len(key)/4))
+	most := min(3, max(1, len(name)/3))
 	for k, p := range c.objects.Pods {
 		cost := most + 1
 		if d := len(k) - len(key); -most <= d && d <= most {
 			cost = editDistance(k, key)
 		}
 		switch {
-		case cost <= most:
 		case p.Name == name:
-			cost = most + 1
+			cost = min(cost, 1)
+		case cost <= most:
 		case strings.HasPrefix(k, key+"-"):
-			cost = most + 2
+			cost = most + 1
 		default:
 			continue
 		}
@@ -45,23 +45,26 @@ func (c *Cluster) Near(key string) []string {
 	return keys
 }
 
-// editDistance is the least number of bytes to insert, delete or replace that
-// makes b of a (Wagner and Fischer's table, one row kept).
+// editDistance is the least number of bytes to insert, delete or replace, or of
+// neighbours to swap, that makes b of a (optimal string alignment: the usual
+// table, of which the last three rows are kept).
 func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
+	before, last, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
 	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			replace := diagonal
-			if a[i] != b[j] {
+	for i := 1; i <= len(a); i++ {
+		before, last, row = last, row, before
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			replace := last[j-1]
+			if a[i-1] != b[j-1] {
 				replace++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(replace, row[j]+1, row[j+1]+1)
+			row[j] = min(replace, last[j]+1, row[j-1]+1)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], before[j-2]+1)
+			}
 		}
 	}
 	return row[len(b)]
