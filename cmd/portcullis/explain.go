@@ -26,15 +26,7 @@ type explainOptions struct {
 	query       explain.Query
 }
 
-// newExplainCmd makes the command that says whether a connection may be made,
-// and why. It exits with 0 whatever the verdict, with 1 if the question can't
-// be answered, and with 2 if some line of a batch can't.
-func newExplainCmd() *cobra.Command {
-	var o explainOptions
-	cmd := &cobra.Command{
-		Use:   "explain --manifests DIR (--from NS/POD|IP --to NS/POD|IP --port N|NAME | --connections FILE|-)",
-		Short: "Say whether a connection may be made, and which policies decide it",
-		Long: `Explain says whether a connection may be made, and which policies decide it.
+const explainLong = `Explain says whether a connection may be made, and which policies decide it.
 It answers from the same compiled policy that the agent uses, judges both ends
 wherever they run, and never touches the kernel.
 
@@ -46,7 +38,17 @@ echo request (ping), which has no port.
 With --connections, each line of the file is a question such as
   {"from":"default/web","to":"shop/db","protocol":"TCP","port":5432}
 and is answered by one line of JSON, in order. A line that can't be answered
-yields {"line":N,"error":"..."}, and the exit code is 2.`,
+yields {"line":N,"error":"..."}, and the exit code is 2.`
+
+// newExplainCmd makes the command that says whether a connection may be made,
+// and why. It exits with 0 whatever the verdict, with 1 if the question can't
+// be answered, and with 2 if some line of a batch can't.
+func newExplainCmd() *cobra.Command {
+	var o explainOptions
+	cmd := &cobra.Command{
+		Use:   "explain --manifests DIR (--from NS/POD|IP --to NS/POD|IP --port N|NAME | --connections FILE|-)",
+		Short: "Say whether a connection may be made, and which policies decide it",
+		Long:  explainLong,
 		Example: `  portcullis explain --manifests cluster/ --from web --to shop/db --port 5432
   portcullis explain --manifests cluster/ --from 203.0.113.9 --to shop/web --port http -o json
   portcullis explain --manifests cluster/ --from web --to shop/db --protocol icmp
