@@ -1,0 +1,109 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"runtime"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"portcullis/filter"
+)
+
+// defaultMarkBits are the two bits of the packet and connection mark that
+// Portcullis takes for itself, as --mark-bits writes them.
+var defaultMarkBits = fmt.Sprintf("%#x", filter.DefaultMarkBits)
+
+// agentOptions are the flags of agent.
+type agentOptions struct {
+	manifests   string
+	node        string
+	queueBase   int
+	queues      int
+	queueLength uint32
+	readBuffer  int
+	copyRange   uint32
+	cacheSize   int
+	failOpen    bool
+	markBits    string
+	backend     string
+	decisionLog string
+	ringSize    int
+	http        string
+	logs        logFlags
+}
+
+func newAgentCmd() *cobra.Command {
+	var o agentOptions
+	cmd := &cobra.Command{
+		Use:   "agent --manifests DIR --node NAME",
+		Short: "Enforce NetworkPolicy on this node",
+		Long: `Agent enforces NetworkPolicy for the pods of one node, in the network namespace
+that it runs in. The kernel hands it the first packet of each connection of an
+isolated pod; it follows the cluster's state as it changes.
+
+It is ready (see /readyz of --http) when the state is loaded, the policy
+compiled, the queues bound and the rules in place. On SIGTERM it leaves the gate
+as --fail-open says: closed, the rules stay, and new connections of isolated
+pods wait for the next agent; open, the rules go.`,
+		Example: `  portcullis agent --manifests /etc/portcullis/cluster --node worker-1 --decision-log -`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := o.logs.logger(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			if err := o.check(); err != nil {
+				return err
+			}
+			return runAgent(cmd.Context(), &o, cmd.OutOrStdout(), log)
+		},
+	}
+	o.register(cmd.Flags())
+	return cmd
+}
+
+func (o *agentOptions) register(f *pflag.FlagSet) {
+	f.StringVar(&o.manifests, "manifests", "", "directory with the cluster's manifests (YAML or JSON), followed as it changes")
+	f.StringVar(&o.node, "node", os.Getenv("NODE_NAME"), "name of this node: the agent judges the pods whose spec.nodeName it is (default $NODE_NAME)")
+	f.IntVar(&o.queueBase, "queue-base", 100, "number of the first NFQUEUE queue")
+	f.IntVar(&o.queues, "queues", min(runtime.NumCPU(), 4), "how many queues, each with a worker of its own")
+	f.Uint32Var(&o.queueLength, "queue-length", 4096, "how many packets the kernel holds per queue")
+	f.IntVar(&o.readBuffer, "queue-read-buffer", 4<<20, "receive buffer of a queue's socket in bytes")
+	f.Uint32Var(&o.copyRange, "copy-range", filter.DefaultCopyRange, "how many bytes of a packet are read, headers included")
+	f.IntVar(&o.cacheSize, "cache-size", 8192, "how many flows a worker remembers the verdict of; 0 for none")
+	f.BoolVar(&o.failOpen, "fail-open", false, "let connections pass while no agent runs, or when a queue is full")
+	f.StringVar(&o.markBits, "mark-bits", defaultMarkBits, "two bits of the packet mark that nobody else uses")
+	f.StringVar(&o.backend, "iptables-backend", "auto", "auto, nft or legacy; auto follows what the node uses")
+	f.StringVar(&o.decisionLog, "decision-log", "", "file to append a JSON line per decision to, or - for standard output")
+	f.IntVar(&o.ringSize, "decision-log-ring", 8192, "how many decisions a queue holds for the log; more are lost, and counted")
+	f.StringVar(&o.http, "http", "127.0.0.1:9353", "address of /healthz, /readyz and /metrics; empty for none")
+	o.logs.register(f)
+}
+
+// check finds what is wrong with the flags before anything is touched.
+func (o *agentOptions) check() error {
+	switch {
+	case o.manifests == "":
+		return fmt.Errorf("--manifests is missing: name the directory with the cluster's manifests")
+	case o.node == "":
+		return fmt.Errorf("--node is missing: name the node whose pods this agent judges")
+	case o.queues < 1:
+		return fmt.Errorf("--queues %d: at least one queue is needed", o.queues)
+	case o.queueBase < 0 || o.queueBase+o.queues-1 > math.MaxUint16:
+		return fmt.Errorf("--queue-base %d with %d queues is not within 0 to 65535", o.queueBase, o.queues)
+	case o.ringSize < 1:
+		return fmt.Errorf("--decision-log-ring %d: at least one place is needed", o.ringSize)
+	case o.cacheSize < 0:
+		return fmt.Errorf("--cache-size %d is below zero", o.cacheSize)
+	}
+	if o.http != "" {
+		if _, _, err := net.SplitHostPort(o.http); err != nil {
+			return fmt.Errorf("--http %q is not an address such as 127.0.0.1:9353", o.http)
+		}
+	}
+	return nil
+}

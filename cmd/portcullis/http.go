@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// serveHTTP answers /healthz, /readyz and /metrics until the returned function
+// is called.
+func (a *agent) serveHTTP(ctx context.Context) (stop func(), err error) {
+	if a.options.http == "" {
+		return func() {}, nil
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", a.options.http)
+	if err != nil {
+		return nil, fmt.Errorf("--http: %w; is another agent running? give another address", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", a.readyz)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	go func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			a.log.Error("http server ended", "err", err)
+		}
+	}()
+	return func() { server.Close() }, nil
+}
+
+// readyz answers 200 when the agent is ready, else 503 and why. With ?verbose
+// it tells how each part is doing, ready or not.
+func (a *agent) readyz(w http.ResponseWriter, r *http.Request) {
+	why := a.unready()
+	if len(why) > 0 {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	for _, line := range why {
+		fmt.Fprintf(w, "[-] %s\n", line)
+	}
+	if r.URL.Query().Has("verbose") {
+		a.describe(w)
+	}
+	if len(why) > 0 {
+		io.WriteString(w, "not ready\n")
+		return
+	}
+	io.WriteString(w, "ok\n")
+}
+
+// describe writes how each part is doing, a line each.
+func (a *agent) describe(w io.Writer) {
+	status := a.watcher.Status()
+	fmt.Fprintf(w, "[i] state: %d files, last change %s, loads that failed %d\n",
+		status.Files, status.LastChange.UTC().Format(time.RFC3339), status.FailedLoads)
+	for _, file := range slices.Sorted(maps.Keys(status.Errors)) {
+		kept := "; its last good state is in force"
+		if slices.Contains(status.NeverLoaded, file) {
+			kept = ""
+		}
+		fmt.Fprintf(w, "[!] file %s: %s%s\n", file, strings.ReplaceAll(status.Errors[file], "\n", "; "), kept)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s := a.engine.Snapshot(); s != nil {
+		fmt.Fprintf(w, "[i] policy: generation %d, %d pods, %d policies, %d addresses judged here, %d isolated\n",
+			s.Generation(), a.state.pods, a.state.policies, a.state.judged, a.state.isolated)
+	}
+	for _, p := range a.state.problems {
+		fmt.Fprintf(w, "[!] %s: %s\n", p.Object, oneLine(p.Err))
+	}
+	if a.state.rules {
+		fmt.Fprintf(w, "[i] rules: in place, backend %s\n", a.kernel.Backend())
+	}
+	if a.queues != nil {
+		for _, q := range a.queues.Stats() {
+			fmt.Fprintf(w, "[i] queue %d: %d packets\n", q.Queue, q.Packets)
+		}
+	}
+}

@@ -1,0 +1,89 @@
+// Portcullis enforces Kubernetes NetworkPolicy on a node, whatever its CNI, and
+// says why each connection was let in or turned away.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run executes the command line and gives the exit code. Whatever goes wrong is
+// one line on stderr.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRootCmd()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	code := 1
+	var exit exitError
+	if errors.As(err, &exit) {
+		code, err = exit.code, exit.err
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "portcullis: %s\n", oneLine(err))
+	}
+	return code
+}
+
+// oneLine writes an error on one line: joined errors are separated by "; ".
+func oneLine(err error) string {
+	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
+	return strings.Join(lines, "; ")
+}
+
+// exitError asks for an exit code other than 1. With err nil there is nothing
+// left to say.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e exitError) Unwrap() error { return e.err }
+
+func newRootCmd() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "portcullis",
+		Short: "Enforce Kubernetes NetworkPolicy on any node, and explain every verdict",
+		Long: `Portcullis enforces Kubernetes NetworkPolicy on a node, whatever its CNI, and
+says why each connection was let in or turned away.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.AddCommand(
+		newAgentCmd(),
+		newCleanupCmd(),
+		newDemoCmd(),
+		newExplainCmd(),
+		newMatrixCmd(),
+		newVersionCmd(),
+	)
+	return root
+}

@@ -1,0 +1,292 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"portcullis/filter"
+	"portcullis/filter/audit"
+	"portcullis/policycache"
+	"portcullis/policycache/manifest"
+	"portcullis/verdict"
+)
+
+// repairInterval is how often the kernel is compared with what it should hold.
+const repairInterval = 2 * time.Second
+
+// agent holds the parts together: state comes in from the watcher, is compiled
+// and swapped into the engine, and the kernel is told which pods are isolated.
+type agent struct {
+	options  *agentOptions
+	log      *slog.Logger
+	engine   *verdict.Engine
+	kernel   *filter.Kernel
+	audit    *audit.Log
+	watcher  *manifest.Watcher
+	compiler *policycache.Compiler
+	queueCfg filter.QueueConfig
+	metrics  *metrics
+
+	mu     sync.Mutex
+	queues *filter.Queues
+	state  agentState
+}
+
+// agentState is what /readyz and /metrics tell of the agent.
+type agentState struct {
+	compiled   bool // a policy is compiled and in force
+	rules      bool // the rules are in place
+	problems   []policycache.Problem
+	sets       error // what keeps the sets of isolated pods from being right
+	bridges    error // what keeps bridged pods from being judged
+	repair     error // what the last look at the kernel ended with
+	pods       int
+	policies   int
+	namespaces int
+	isolated   int
+	judged     int
+}
+
+// runAgent enforces until ctx ends.
+func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.Logger) (err error) {
+	a, err := newAgent(o, stdout, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.close()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stopHTTP, err := a.serveHTTP(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopHTTP()
+	failed := make(chan error, 1)
+	var parts sync.WaitGroup
+	parts.Go(func() { a.repairUntil(ctx) })
+	err = a.watcher.Run(ctx, func(objects *policycache.Objects) {
+		if err := a.apply(objects); err != nil {
+			select {
+			case failed <- err:
+			default:
+			}
+			cancel()
+		}
+	})
+	cancel()
+	parts.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+	}
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// newAgent checks that enforcement can work and opens what needs no state. It
+// changes nothing in the kernel.
+func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, error) {
+	bits, err := filter.ParseMarkBits(o.markBits)
+	if err != nil {
+		return nil, fmt.Errorf("--mark-bits: %w", err)
+	}
+	kernel, err := filter.NewKernel(filter.KernelConfig{
+		Backend:   o.backend,
+		QueueBase: uint16(o.queueBase),
+		Queues:    o.queues,
+		FailOpen:  o.failOpen,
+		MarkBits:  bits,
+		Log:       log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	watcher, err := manifest.NewWatcher(o.manifests, log)
+	if err != nil {
+		return nil, err
+	}
+	sink, err := openSink(o.decisionLog, stdout)
+	if err != nil {
+		return nil, fmt.Errorf("--decision-log: %w", err)
+	}
+	a := &agent{
+		options:  o,
+		log:      log,
+		engine:   verdict.NewEngine(),
+		kernel:   kernel,
+		audit:    audit.NewLog(sink, o.node, o.ringSize),
+		watcher:  watcher,
+		compiler: policycache.NewCompiler(o.node, log),
+		queueCfg: filter.QueueConfig{
+			Base:       uint16(o.queueBase),
+			Count:      o.queues,
+			CopyRange:  o.copyRange,
+			MaxLen:     o.queueLength,
+			ReadBuffer: o.readBuffer,
+			FailOpen:   o.failOpen,
+			AcceptMark: filter.AcceptedMark(bits),
+			CacheSize:  o.cacheSize,
+		},
+	}
+	a.metrics = newMetrics(a)
+	return a, nil
+}
+
+// openSink opens the decision log; nil means that none is wanted.
+func openSink(path string, stdout io.Writer) (io.Writer, error) {
+	switch path {
+	case "":
+		return nil, nil
+	case "-":
+		return stdout, nil
+	}
+	return audit.OpenSink(path)
+}
+
+// apply puts a new state in force: the engine first, so that whatever the
+// kernel queues from then on is judged by it, then the sets that say whose
+// packets are queued. The first state also opens the queues and puts the rules
+// in place. An error is one that the agent can't go on with.
+func (a *agent) apply(objects *policycache.Objects) error {
+	start := time.Now()
+	snapshot := a.compiler.Compile(objects)
+	a.metrics.compiled(time.Since(start))
+	a.engine.Swap(snapshot)
+	isolated, judged := snapshot.IsolatedAddrs(), snapshot.JudgedAddrs()
+	sets := a.kernel.SetIsolated(isolated)
+	bridges := filter.CheckBridges(judged)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.noteTrouble("sets of isolated pods are not up to date", a.state.sets, sets)
+	a.noteTrouble("bridged pods can't be judged", a.state.bridges, bridges)
+	first := !a.state.compiled
+	a.state.compiled, a.state.sets, a.state.bridges = true, sets, bridges
+	a.state.problems = slices.Clone(a.compiler.Problems())
+	a.state.pods, a.state.policies, a.state.namespaces = len(objects.Pods), len(objects.Policies), len(objects.Namespaces)
+	a.state.isolated, a.state.judged = len(isolated), len(judged)
+	a.log.Debug("policy in force", "generation", snapshot.Generation(), "pods", a.state.pods,
+		"policies", a.state.policies, "isolatedAddresses", len(isolated), "took", time.Since(start))
+	if !first {
+		return nil
+	}
+	return a.open()
+}
+
+// open binds the queues and puts the rules in place. The caller holds a.mu.
+func (a *agent) open() error {
+	queues, err := filter.OpenQueues(a.queueCfg, a.engine, a.audit, a.log)
+	if err != nil {
+		return err
+	}
+	a.queues = queues
+	if err := a.kernel.Install(); err != nil {
+		return err
+	}
+	a.state.rules = true
+	a.log.Info("enforcing", "node", a.options.node, "backend", a.kernel.Backend(),
+		"queues", a.options.queues, "failOpen", a.options.failOpen, "isolatedAddresses", a.state.isolated)
+	return nil
+}
+
+// noteTrouble logs a trouble when it comes or changes, and when it goes.
+func (a *agent) noteTrouble(what string, before, now error) {
+	switch {
+	case now != nil && (before == nil || before.Error() != now.Error()):
+		a.log.Error(what, "err", oneLine(now))
+	case now == nil && before != nil:
+		a.log.Info("mended: " + what)
+	}
+}
+
+// repairUntil compares the kernel with what it should hold, again and again,
+// and mends what others have altered.
+func (a *agent) repairUntil(ctx context.Context) {
+	tick := time.NewTicker(repairInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			a.repair()
+		}
+	}
+}
+
+func (a *agent) repair() {
+	a.mu.Lock()
+	installed := a.state.rules
+	a.mu.Unlock()
+	if !installed {
+		return
+	}
+	repaired, err := a.kernel.Repair()
+	for _, what := range repaired {
+		a.log.Warn("repaired", "what", what)
+	}
+	a.metrics.repaired(len(repaired))
+	bridges := filter.CheckBridges(a.engine.Snapshot().JudgedAddrs())
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.noteTrouble("the kernel's rules can't be checked or repaired", a.state.repair, err)
+	a.noteTrouble("bridged pods can't be judged", a.state.bridges, bridges)
+	a.state.repair, a.state.bridges = err, bridges
+	if err == nil {
+		a.state.sets = nil // a repair brings the sets up to date as well
+	}
+}
+
+// close leaves the gate as --fail-open says and writes out the decision log.
+func (a *agent) close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var errs []error
+	if a.options.failOpen {
+		errs = append(errs, a.kernel.Remove())
+	}
+	if a.queues != nil {
+		errs = append(errs, a.queues.Close())
+	}
+	errs = append(errs, a.audit.Close())
+	a.log.Info("stopped", "gate", map[bool]string{true: "open", false: "closed"}[a.options.failOpen])
+	return errors.Join(errs...)
+}
+
+// unready lists why the agent is not ready, nothing when it is.
+func (a *agent) unready() []string {
+	var why []string
+	status := a.watcher.Status()
+	if !status.Loaded {
+		why = append(why, "state: not loaded")
+	}
+	for _, file := range status.NeverLoaded {
+		why = append(why, fmt.Sprintf("state: %s has never been read: %s", file, status.Errors[file]))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.state.compiled {
+		why = append(why, "policy: not compiled")
+	}
+	if a.queues == nil {
+		why = append(why, "queues: not bound")
+	}
+	if !a.state.rules {
+		why = append(why, "rules: not in place")
+	}
+	for part, err := range map[string]error{"sets": a.state.sets, "bridges": a.state.bridges, "rules": a.state.repair} {
+		if err != nil {
+			why = append(why, part+": "+oneLine(err))
+		}
+	}
+	slices.Sort(why)
+	return why
+}
