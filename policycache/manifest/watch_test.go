@@ -1,0 +1,497 @@
+package manifest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"portcullis/policycache"
+)
+
+const wrong = "apiVersion: v1\nkind: Pod\nmetadata: {name: a\n"
+
+// logBuffer is a log that may be read while it is written.
+type logBuffer struct {
+	mu  sync.Mutex
+	out bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.out.Write(p)
+}
+
+func (b *logBuffer) count(text string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Count(b.out.String(), text)
+}
+
+// watch is a Watcher that runs, or one whose scans a test makes by hand.
+type watch struct {
+	*testing.T
+	dir    string
+	w      *Watcher
+	log    *logBuffer
+	states chan *policycache.Objects
+}
+
+func newWatch(t *testing.T, path string) *watch {
+	t.Helper()
+	log := &logBuffer{}
+	w, err := NewWatcher(path, slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &watch{T: t, dir: path, w: w, log: log, states: make(chan *policycache.Objects, 100)}
+}
+
+// run starts the Watcher and ends it with the test.
+func (w *watch) run() *watch {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- w.w.Run(ctx, func(o *policycache.Objects) { w.states <- o }) }()
+	w.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			w.Errorf("Run: %v", err)
+		}
+	})
+	return w
+}
+
+// await waits for a state that holds what want says, and gives it. States on
+// the way there are passed over, for one change may show in several steps.
+func (w *watch) await(want string) *policycache.Objects {
+	w.Helper()
+	last := "none"
+	limit := time.After(10 * time.Second)
+	for {
+		select {
+		case o := <-w.states:
+			if last = labelled(o); last == want {
+				return o
+			}
+		case <-limit:
+			w.Fatalf("waited for the state %q in vain, the last one was %q, status %+v", want, last, w.w.Status())
+		}
+	}
+}
+
+// until waits for the status to be as ok says.
+func (w *watch) until(what string, ok func(Status) bool) Status {
+	w.Helper()
+	for range 1000 {
+		if s := w.w.Status(); ok(s) {
+			return s
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	w.Fatalf("waited in vain for: %s; status %+v", what, w.w.Status())
+	return Status{}
+}
+
+// labelled names a state's pods with their label v: "a=1 b=2".
+func labelled(o *policycache.Objects) string {
+	var pods []string
+	for _, name := range []string{"a", "b", "c"} {
+		if p := o.Pods["default/"+name]; p != nil {
+			pods = append(pods, name+"="+p.Labels["v"])
+		}
+	}
+	return strings.Join(pods, " ")
+}
+
+// later is long enough after everything the test has written by now.
+func later() time.Time { return time.Now().Add(time.Second) }
+
+// scan looks once and tells whether the state has changed.
+func (w *watch) scan() bool {
+	changed, _ := w.w.scan(later(), false)
+	return changed
+}
+
+// state checks the state after a scan by hand.
+func (w *watch) state(want string) {
+	w.Helper()
+	if got := labelled(w.w.objs); got != want {
+		w.Errorf("state %q, want %q", got, want)
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWatchFollows(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "a.yaml", pod("a", "1"))
+	w := newWatch(t, dir).run()
+	w.await("a=1")
+	write(t, dir, "b.yaml", pod("b", "1"))
+	w.await("a=1 b=1")
+	if err := os.WriteFile(filepath.Join(dir, "b.yaml"), []byte(pod("b", "in-place")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.await("a=1 b=in-place")
+	write(t, dir, "a.yaml", pod("a", "2"))
+	w.await("a=2 b=in-place")
+	remove(t, filepath.Join(dir, "b.yaml"))
+	w.await("a=2")
+	if s := w.w.Status(); !s.Loaded || s.Files != 1 || len(s.Errors) != 0 || s.FailedLoads != 0 || s.LastChange.IsZero() {
+		t.Errorf("status %+v", s)
+	}
+}
+
+func TestWatchHalfWritten(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.yaml")
+	write(t, dir, "a.yaml", pod("a", "1"))
+	w := newWatch(t, dir).run()
+	w.await("a=1")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	text := pod("a", "2")
+	fmt.Fprint(f, text[:len(text)-10])
+	s := w.until("an error", func(s Status) bool { return s.Errors["a.yaml"] != "" })
+	if len(s.NeverLoaded) != 0 || s.FailedLoads == 0 {
+		t.Errorf("status %+v", s)
+	}
+	// The other files go on meanwhile, beside the last good state of this one.
+	write(t, dir, "b.yaml", pod("b", "1"))
+	w.await("a=1 b=1")
+	fmt.Fprint(f, text[len(text)-10:])
+	w.await("a=2 b=1")
+	w.until("no error", func(s Status) bool { return len(s.Errors) == 0 })
+}
+
+func TestWatchConfigMapSwap(t *testing.T) {
+	dir := t.TempDir()
+	write(t, mkdir(t, filepath.Join(dir, "..1")), "a.yaml", pod("a", "1"))
+	symlink(t, "..1", filepath.Join(dir, "..data"))
+	symlink(t, "..data/a.yaml", filepath.Join(dir, "a.yaml"))
+	w, file := newWatch(t, dir).run(), newWatch(t, filepath.Join(dir, "a.yaml")).run()
+	w.await("a=1")
+	file.await("a=1")
+	write(t, mkdir(t, filepath.Join(dir, "..2")), "a.yaml", pod("a", "2"))
+	symlink(t, "..2", filepath.Join(dir, "..data_tmp"))
+	if err := os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")); err != nil {
+		t.Fatal(err)
+	}
+	remove(t, filepath.Join(dir, "..1"))
+	w.await("a=2")
+	file.await("a=2")
+}
+
+func TestWatchOneFile(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "state", pod("a", "1"))
+	w := newWatch(t, filepath.Join(dir, "state")).run()
+	w.await("a=1")
+	write(t, dir, "state", pod("a", "2"))
+	w.await("a=2")
+}
+
+// While the directory is gone, what it held stays in force.
+func TestWatchDirectoryReplaced(t *testing.T) {
+	above := t.TempDir()
+	dir := mkdir(t, filepath.Join(above, "manifests"))
+	write(t, dir, "a.yaml", pod("a", "1"))
+	w := newWatch(t, dir).run()
+	w.await("a=1")
+	if err := os.Rename(dir, filepath.Join(above, "old")); err != nil {
+		t.Fatal(err)
+	}
+	s := w.until("an error", func(s Status) bool { return s.Errors[dir] != "" })
+	if s.Files != 1 || len(s.NeverLoaded) != 0 {
+		t.Errorf("status %+v", s)
+	}
+	select {
+	case o := <-w.states:
+		t.Errorf("the state became %q", labelled(o))
+	default:
+	}
+	write(t, mkdir(t, dir), "a.yaml", pod("a", "2"))
+	w.await("a=2")
+	w.until("no error", func(s Status) bool { return len(s.Errors) == 0 })
+	write(t, dir, "b.yaml", pod("b", "1"))
+	w.await("a=2 b=1")
+}
+
+func TestWatchDirectoryIsALink(t *testing.T) {
+	above := t.TempDir()
+	write(t, mkdir(t, filepath.Join(above, "v1")), "a.yaml", pod("a", "1"))
+	write(t, mkdir(t, filepath.Join(above, "v2")), "a.yaml", pod("a", "2"))
+	link := filepath.Join(above, "manifests")
+	symlink(t, "v1", link)
+	w := newWatch(t, link).run()
+	w.await("a=1")
+	symlink(t, "v2", link+".new")
+	if err := os.Rename(link+".new", link); err != nil {
+		t.Fatal(err)
+	}
+	w.await("a=2")
+	write(t, filepath.Join(above, "v2"), "b.yaml", pod("b", "1"))
+	w.await("a=2 b=1")
+}
+
+// Whatever becomes of the events, the directory is looked at again.
+func TestWatchOutlivesItsNotifier(t *testing.T) {
+	dir := t.TempDir()
+	n := newNotifier(dir, slog.New(slog.DiscardHandler))
+	n.renew()
+	if !n.watching || n.events() == nil {
+		t.Fatal("not watching")
+	}
+	if err := n.fs.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ev, ok := <-n.events()
+	if ok || !n.concerns(ev, ok) || n.events() != nil || n.errors() != nil {
+		t.Error("a dead notifier must ask for a look, and be silent from then on")
+	}
+	n.renew()
+	defer n.close()
+	write(t, dir, "a.yaml", pod("a", "1"))
+	if ev := <-n.events(); !n.concerns(ev, true) {
+		t.Errorf("event %v after renewing doesn't concern the directory", ev)
+	}
+}
+
+func TestWatchNeverLoaded(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "a.yaml", wrong)
+	write(t, dir, "b.yaml", pod("b", "1"))
+	w := newWatch(t, dir).run()
+	w.await("b=1")
+	if s := w.w.Status(); fmt.Sprint(s.NeverLoaded) != "[a.yaml]" || !s.Loaded || s.Files != 2 || !strings.Contains(s.Errors["a.yaml"], "document 1: yaml:") {
+		t.Errorf("status %+v", s)
+	}
+	write(t, dir, "a.yaml", pod("a", "1"))
+	w.await("a=1 b=1")
+	if s := w.until("no error", func(s Status) bool { return len(s.Errors) == 0 }); len(s.NeverLoaded) != 0 || s.FailedLoads != 1 {
+		t.Errorf("status %+v", s)
+	}
+}
+
+func TestWatchUnreadableAtStart(t *testing.T) {
+	if _, err := NewWatcher(filepath.Join(t.TempDir(), "nowhere"), slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("NewWatcher takes a directory that isn't there")
+	}
+	dir := mkdir(t, filepath.Join(t.TempDir(), "manifests"))
+	w := newWatch(t, dir)
+	remove(t, dir)
+	if err := w.w.Run(context.Background(), func(*policycache.Objects) { t.Error("applied a state that can't be read") }); err == nil {
+		t.Error("Run starts without a directory")
+	}
+}
+
+func TestScanLogsOncePerError(t *testing.T) {
+	dir := t.TempDir()
+	w := newWatch(t, dir)
+	write(t, dir, "a.yaml", pod("a", "1"))
+	w.scan()
+	for _, c := range []struct {
+		rule, text     string
+		logged, failed int
+	}{
+		{"wrong", wrong, 1, 1},
+		{"unchanged", wrong, 1, 1},
+		{"wrong in the same way", strings.Replace(wrong, "v1", "v2", 1), 1, 2},
+		{"wrong in another way", "kind: Pod\n", 2, 3},
+		{"suddenly empty", "", 3, 4},
+		{"right", pod("a", "2"), 3, 4},
+		{"wrong again", wrong, 4, 5},
+	} {
+		write(t, dir, "a.yaml", c.text)
+		w.scan()
+		w.scan()
+		s := w.w.Status()
+		if got := w.log.count("manifest file is wrong"); got != c.logged || s.FailedLoads != uint64(c.failed) {
+			t.Errorf("%s: logged %d times and counted %d, want %d and %d", c.rule, got, s.FailedLoads, c.logged, c.failed)
+		}
+		if strings.Contains(s.Errors["a.yaml"], "\n") || (s.Errors["a.yaml"] == "") != (c.rule == "right") {
+			t.Errorf("%s: error %q", c.rule, s.Errors["a.yaml"])
+		}
+	}
+	w.state("a=2")
+}
+
+// Emptying a file takes its objects away only if it says so: no content at all
+// is what a file looks like that somebody has just begun to write.
+func TestScanEmptyFile(t *testing.T) {
+	dir := t.TempDir()
+	w := newWatch(t, dir)
+	write(t, dir, "a.yaml", pod("a", "1"))
+	write(t, dir, "new.yaml", "")
+	w.scan()
+	if s := w.w.Status(); len(s.Errors) != 0 || s.Files != 2 {
+		t.Errorf("status %+v", s)
+	}
+	write(t, dir, "a.yaml", "")
+	w.scan()
+	w.state("a=1")
+	write(t, dir, "a.yaml", "# nothing any more\n")
+	w.scan()
+	w.state("")
+}
+
+func TestScanWaitsForTheWriter(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a.yaml")
+	written := time.Now().Add(-time.Hour)
+	put := func(label string) {
+		write(t, dir, "a.yaml", pod("a", label))
+		if err := os.Chtimes(path, written, written); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := newWatch(t, dir)
+	put("1")
+	if _, unfinished := w.w.scan(written.Add(quiet/2), true); unfinished {
+		t.Error("the first scan must read everything")
+	}
+	w.state("a=1")
+	put("2")
+	if _, unfinished := w.w.scan(written.Add(quiet/2), false); !unfinished {
+		t.Error("a file written 10 ms ago isn't waited for")
+	}
+	w.state("a=1")
+	w.w.scan(written.Add(quiet), false)
+	w.state("a=2")
+	put("3")
+	w.w.scan(written.Add(-time.Minute), false)
+	w.state("a=3")
+}
+
+func TestScanUnreadableFile(t *testing.T) {
+	dir := t.TempDir()
+	w := newWatch(t, dir)
+	write(t, mkdir(t, filepath.Join(dir, "..data")), "a.yaml", pod("a", "1"))
+	symlink(t, "..data/a.yaml", filepath.Join(dir, "a.yaml"))
+	w.scan()
+	remove(t, filepath.Join(dir, "..data"))
+	for range 3 {
+		w.scan()
+	}
+	w.state("a=1")
+	if s := w.w.Status(); s.Errors["a.yaml"] != "can't be read: no such file or directory" || s.FailedLoads != 1 || w.log.count("manifest file is wrong") != 1 {
+		t.Errorf("status %+v", s)
+	}
+	// The same content as before must clear the error.
+	write(t, mkdir(t, filepath.Join(dir, "..data")), "a.yaml", pod("a", "1"))
+	if changed := w.scan(); changed || len(w.w.Status().Errors) != 0 {
+		t.Errorf("changed %t, status %+v", changed, w.w.Status())
+	}
+}
+
+func TestScanKeepsPointers(t *testing.T) {
+	dir := t.TempDir()
+	w := newWatch(t, dir)
+	all := func(v string) string {
+		return pod("a", "1") + "---\n" + pod("b", v) + "---\n" + polP + "---\n" + "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n"
+	}
+	write(t, dir, "a.yaml", all("1"))
+	w.scan()
+	old := w.w.objs
+	if w.scan() {
+		t.Error("nothing changed, and yet the state has")
+	}
+	write(t, dir, "a.yaml", "# a remark\n"+all("1"))
+	if w.scan() || w.w.objs != old {
+		t.Error("a remark changes no state")
+	}
+	remove(t, filepath.Join(dir, "a.yaml"))
+	write(t, dir, "z.yaml", all("2"))
+	if !w.scan() {
+		t.Error("pod b changed, and the state hasn't")
+	}
+	now := w.w.objs
+	if now.Pods["default/a"] != old.Pods["default/a"] || now.Policies["default/p"] != old.Policies["default/p"] ||
+		now.Nodes["n1"] != old.Nodes["n1"] || now.Namespaces["default"] != old.Namespaces["default"] {
+		t.Error("objects that are equal have new pointers")
+	}
+	if now.Pods["default/b"] == old.Pods["default/b"] || old.Pods["default/b"].Labels["v"] != "1" || now.Pods["default/b"].Labels["v"] != "2" {
+		t.Error("a changed object must be another one, and the old one stay as it was")
+	}
+}
+
+func TestScanOneObjectInTwoFiles(t *testing.T) {
+	dir := t.TempDir()
+	w := newWatch(t, dir)
+	write(t, dir, "b.yaml", pod("a", "b"))
+	write(t, dir, "a.yaml", pod("a", "a"))
+	w.scan()
+	w.state("a=b")
+	write(t, dir, "a.yaml", pod("a", "changed"))
+	w.scan()
+	w.state("a=b")
+	if got := w.log.count("level=WARN"); got != 1 {
+		t.Errorf("%d warnings, want 1", got)
+	}
+	remove(t, filepath.Join(dir, "b.yaml"))
+	w.scan()
+	w.state("a=changed")
+	write(t, dir, "b.yaml", pod("a", "b"))
+	w.scan()
+	if got := w.log.count("level=WARN"); got != 2 {
+		t.Errorf("%d warnings after it was settled and came back, want 2", got)
+	}
+}
+
+func TestDebounce(t *testing.T) {
+	start := time.Unix(1000, 0)
+	for _, c := range []struct{ events, want string }{
+		{"0", "20"},
+		{"0 10", "30"},
+		{"0 10 19 28", "48"},
+		{"0 150 170", "190"},
+		{"0 190", "200"},
+		{"0 100 200 300", "200"},
+	} {
+		d := debounce{at: start.Add(rescan)}
+		for _, ms := range strings.Fields(c.events) {
+			at, err := time.ParseDuration(ms + "ms")
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.event(start.Add(at))
+		}
+		if got := fmt.Sprint(d.at.Sub(start).Milliseconds()); got != c.want {
+			t.Errorf("events at %s ms: looked at %s ms, want %s", c.events, got, c.want)
+		}
+	}
+}
+
+func TestPlan(t *testing.T) {
+	now := time.Unix(1000, 0)
+	for _, c := range []struct {
+		dirError             string
+		watching, unfinished bool
+		want                 time.Duration
+	}{
+		{"", true, false, rescan},
+		{"", true, true, quiet},
+		{"", false, false, retry},
+		{"gone", true, false, retry},
+	} {
+		w := &Watcher{dirError: c.dirError}
+		if got := w.plan(now, c.watching, c.unfinished).at.Sub(now); got != c.want {
+			t.Errorf("%+v: looks again after %v", c, got)
+		}
+	}
+}
