@@ -133,7 +133,7 @@ func cutterOf[T any](list *[]T) cutter {
 	return cutter{len(*list), func(from, to int) { *list = slices.Delete(*list, from, to) }}
 }
 
-func dump(o *policycache.Objects) string {
+func dump(o any) string {
 	text, err := yaml.Marshal(o)
 	if err != nil {
 		return err.Error()
