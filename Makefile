@@ -1,0 +1,48 @@
+# Every target installs what a bare Debian lacks (as root). Go must be there.
+SHELL := /bin/bash
+export CGO_ENABLED ?= 0
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+BENCHTIME ?= 0.5s
+BENCHCOUNT ?= 5
+FUZZTIME ?= 20s
+PACKAGES := iptables iproute2 conntrack ipset kmod
+
+.PHONY: build test race demo bench fuzz lint fmt deps clean
+
+build: ## the binary, in the working directory
+	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o portcullis ./cmd/portcullis
+
+deps: ## what the real-kernel tests and the demo run
+	@missing=(); for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing+=($$p); done; \
+	if (( $${#missing[@]} )); then apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -q --no-install-recommends "$${missing[@]}"; fi
+
+test: deps ## all tests, those on the real kernel included (as root)
+	go test ./...
+
+race: deps ## the same under the race detector, but for what is about timing
+	@command -v gcc >/dev/null || (apt-get update -q && apt-get install -y -q --no-install-recommends gcc libc6-dev)
+	CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /bench)
+
+demo: deps build ## a small shop behind the gate, in namespaces (as root)
+	./portcullis demo
+
+bench: ## decode, decide and compile, as a table
+	go test ./bench ./filter ./filter/audit -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) > bench.out \
+	  || (cat bench.out; exit 1)
+	go tool benchstat bench.out
+
+fuzz: ## each fuzz target for FUZZTIME
+	@for p in $$(go list ./...); do for f in $$(go test $$p -list '^Fuzz' | grep ^Fuzz); do \
+	  echo "== $$p $$f"; go test $$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) || exit 1; done; done
+
+lint:
+	go vet ./...
+	go tool staticcheck ./...
+	@test -z "$$(gofmt -l .)" || (echo "not gofmt'ed:"; gofmt -l .; exit 1)
+
+fmt:
+	gofmt -w .
+
+clean:
+	rm -f portcullis bench.out
