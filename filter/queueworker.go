@@ -1,0 +1,183 @@
+package filter
+
+import (
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"portcullis/filter/audit"
+	"portcullis/verdict"
+)
+
+const (
+	// stopEvery is how long a worker may wait for a packet before it looks
+	// whether it is to stop.
+	stopEvery = 200 * time.Millisecond
+	// pauseAfterError keeps a socket that only fails from using up a CPU.
+	pauseAfterError = 10 * time.Millisecond
+	// writeTries is how often a verdict is written before it is given up.
+	writeTries = 3
+)
+
+// worker serves one queue: it reads a packet, judges it, writes the verdict,
+// and only then counts and logs. All memory that a packet needs is here from
+// the start.
+type worker struct {
+	queue  uint16
+	cfg    QueueConfig
+	engine *verdict.Engine
+	slog   *slog.Logger
+	ring   *audit.Ring
+	count  counters
+
+	buf      []byte
+	packet   queuedPacket
+	decoder  *Decoder
+	flow     verdict.Flow
+	judge    *verdict.Worker
+	out      *verdictMessage
+	answered bool // the packet at hand has its verdict
+	record   audit.Record
+}
+
+func newWorker(queue uint16, cfg QueueConfig, engine *verdict.Engine, ring *audit.Ring, lg *slog.Logger) *worker {
+	return &worker{
+		queue: queue, cfg: cfg, engine: engine, slog: lg, ring: ring,
+		buf:     make([]byte, int(cfg.CopyRange)+msgOverhead),
+		decoder: NewDecoder(),
+		judge:   engine.NewWorker(cfg.CacheSize),
+		out:     newVerdictMessage(queue),
+		count:   counters{reasons: make([][2]atomic.Uint64, len(verdict.Reasons()))},
+	}
+}
+
+// loop serves the queue on a thread of its own until stop is set. No error ends
+// it: a gate that nobody serves is shut for everybody.
+func (w *worker) loop(fd int, stop *atomic.Bool) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for !stop.Load() {
+		// Only the kernel can be the sender: for this netlink protocol a
+		// process may address another's socket with CAP_NET_ADMIN only.
+		n, err := unix.Read(fd, w.buf)
+		received := time.Now()
+		if err != nil {
+			w.readFailed(err)
+			continue
+		}
+		w.datagram(fd, w.buf[:n], received)
+	}
+}
+
+// readFailed counts an error unless it is the time-out or a signal.
+func (w *worker) readFailed(err error) {
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		return
+	}
+	if w.count.readErrors.Add(1) == 1 {
+		w.slog.Error("reading from the queue fails; said once, see the metrics", "queue", w.queue, "error", err)
+	}
+	if !errors.Is(err, unix.ENOBUFS) {
+		time.Sleep(pauseAfterError)
+	}
+}
+
+// datagram serves each netlink message of what one read brought.
+func (w *worker) datagram(fd int, b []byte, received time.Time) {
+	for len(b) > 0 {
+		m, rest, err := nextMessage(b)
+		w.message(fd, m, err, received)
+		b = rest
+	}
+}
+
+// message serves one netlink message: a packet, or the kernel's complaint about
+// a verdict. A packet that can't be read whole is turned away.
+func (w *worker) message(fd int, m nlMessage, err error, received time.Time) {
+	w.packet.hasID, w.answered = false, false
+	defer w.rescue(fd)
+	switch m.kind {
+	case typePacket:
+		w.count.packets.Add(1)
+		if perr := parsePacket(m.body, &w.packet); err == nil {
+			err = perr
+		}
+		if err == nil {
+			w.serve(fd, received)
+			return
+		}
+		w.count.unparsed.Add(1)
+		if w.packet.hasID {
+			w.answer(fd, w.out.drop(w.packet.id))
+		}
+	case unix.NLMSG_ERROR:
+		// struct nlmsgerr begins with the negative errno, 0 for a consent.
+		if len(m.body) < 4 || binary.NativeEndian.Uint32(m.body) != 0 {
+			w.count.verdictErrors.Add(1)
+		}
+	default:
+		w.count.unparsed.Add(1)
+	}
+}
+
+// serve judges the packet, writes its verdict, and then counts and logs it. An
+// accept adds its bits to the packet's mark and leaves the others as they are.
+func (w *worker) serve(fd int, received time.Time) {
+	p := &w.packet
+	w.decoder.Decode(p.version, p.payload, p.wireLen, &w.flow)
+	d := w.judge.Decide(&w.flow)
+	msg := w.out.drop(p.id)
+	if d.Verdict == verdict.Allow {
+		msg = w.out.accept(p.id, p.mark|w.cfg.AcceptMark)
+	}
+	latency := time.Since(received)
+	w.answer(fd, msg)
+
+	w.count.decided(d, latency)
+	if w.ring != nil {
+		w.record.Time, w.record.Latency = received.UnixNano(), int64(latency)
+		w.record.Flow, w.record.Decision = w.flow, *d
+		w.ring.Put(&w.record)
+	}
+}
+
+// answer writes a verdict. One that can't be written leaves its packet waiting
+// in the kernel until the queue is unbound, so it is tried again.
+func (w *worker) answer(fd int, msg []byte) {
+	w.answered = true
+	var err error
+	for range writeTries {
+		if _, err = unix.Write(fd, msg); err == nil {
+			return
+		}
+	}
+	if w.count.verdictErrors.Add(1) == 1 {
+		w.slog.Error("writing a verdict fails; said once, see the metrics", "queue", w.queue, "error", err)
+	}
+}
+
+// rescue keeps a panic over one packet from ending the worker or opening the
+// gate: the packet is turned away, and decoder and cache, whose state can't be
+// trusted any more, are made anew.
+func (w *worker) rescue(fd int) {
+	cause := recover()
+	if cause == nil {
+		return
+	}
+	if w.packet.hasID && !w.answered {
+		w.answer(fd, w.out.drop(w.packet.id))
+	}
+	w.decoder = NewDecoder()
+	w.judge = w.engine.NewWorker(w.cfg.CacheSize)
+	if w.count.panics.Add(1) == 1 {
+		w.slog.Error("a packet made a worker panic and was dropped; said once, see the metrics",
+			"queue", w.queue, "panic", cause, "hook", w.packet.hook, "in", w.packet.inDev, "out", w.packet.outDev,
+			"physIn", w.packet.physIn, "physOut", w.packet.physOut, "stack", string(debug.Stack()))
+	}
+}
