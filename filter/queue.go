@@ -180,13 +180,12 @@ func (q *Queues) Stats() []QueueStats {
 // Netlink configuration of a queue (enum nfqnl_attr_config, and struct
 // nfqnl_msg_config_cmd and nfqnl_msg_config_params, of nfnetlink_queue.h).
 const (
-	cfgCmd       = 1
-	cfgParams    = 2
-	cfgMaxLen    = 3
-	cfgMask      = 4
-	cfgFlags     = 5
-	cfgCmdBind   = 1
-	noFamilyName = 0
+	cfgCmd     = 1
+	cfgParams  = 2
+	cfgMaxLen  = 3
+	cfgMask    = 4
+	cfgFlags   = 5
+	cfgCmdBind = 1
 )
 
 // bindQueue opens a socket and binds the queue to it, flags and length
@@ -204,7 +203,7 @@ func bindQueue(queue uint16, cfg QueueConfig) (*netlink.Conn, error) {
 		flags |= nfqueue.NfQaCfgFlagFailOpen
 	}
 	msg, err := configMessage(queue, netlink.Acknowledge,
-		netlink.Attribute{Type: cfgCmd, Data: []byte{cfgCmdBind, 0, 0, noFamilyName}},
+		netlink.Attribute{Type: cfgCmd, Data: []byte{cfgCmdBind, 0, 0, 0}},
 		netlink.Attribute{Type: cfgMaxLen, Data: bigEndian32(cfg.MaxLen)},
 		netlink.Attribute{Type: cfgMask, Data: bigEndian32(flags)},
 		netlink.Attribute{Type: cfgFlags, Data: bigEndian32(flags)})
