@@ -191,6 +191,37 @@ func TestManyRules(t *testing.T) {
 	}
 }
 
+// TestLongLife drives one compiler through a life in which every step brings
+// policies with selectors never seen before: what it remembers of those that
+// are gone must neither mislead it nor stay for ever.
+func TestLongLife(t *testing.T) {
+	d, r := newDice(7), newRig("")
+	o := d.cluster()
+	for step := range 80 {
+		next := clone(o, false)
+		ns := pick(d, genNamespaces...)
+		p := d.policy(ns, "pol0")
+		p.Spec.PodSelector, p.Spec.PolicyTypes = metav1.LabelSelector{}, []networkingv1.PolicyType{ingress, egress}
+		for i := range 30 {
+			one := metav1.LabelSelectorRequirement{Key: pick(d, genKeys...), Operator: metav1.LabelSelectorOpIn, Values: []string{pick(d, genValues...), fmt.Sprintf("s%d-%d", step, i)}}
+			peer := networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{one}}}
+			if d.pct(50) {
+				peer.NamespaceSelector = d.selector()
+			}
+			p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{Ports: d.crowdPorts(), From: []networkingv1.NetworkPolicyPeer{peer}})
+		}
+		next.Policies[ns+"/pol0"] = p
+		o = d.mutate(next)
+		var flows []verdict.Flow
+		for range 10 {
+			flows = append(flows, d.flow(o))
+		}
+		if bad := r.check(d, o, flows); bad != nil {
+			report(t, fmt.Sprintf("step %d", step), o, bad)
+		}
+	}
+}
+
 // crowd draws a cluster in which every pod is under the same two policies, the
 // second of which has that many rules each way, most with a selector or a port
 // of their own.
