@@ -1,0 +1,198 @@
+package e2e
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"portcullis/bench/lab"
+)
+
+// TestFlushedRulesAreRepaired does to the rules what people do.
+func TestFlushedRulesAreRepaired(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string][]string{
+		"flush-table":  {"iptables", "-w", "-t", "mangle", "-F"},
+		"flush-table6": {"ip6tables", "-w", "-t", "mangle", "-F"},
+		"flush-jump":   {"iptables", "-w", "-t", "mangle", "-F", "FORWARD"},
+		"flush-sets":   {"ipset", "flush"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := gateWorld(t, name, lab.Routed)
+			w.start()
+			w.expect(gateJudged)
+			w.command(damage...)
+			w.settle(gateJudged)
+			w.expect(gateJudged)
+		})
+	}
+}
+
+// TestCleanup removes everything, twice, and has nothing to say against a
+// namespace in which there is nothing.
+func TestCleanup(t *testing.T) {
+	t.Parallel()
+	bothModes(t, "cleanup", func(t *testing.T, name string, mode lab.Mode) {
+		w := gateWorld(t, name, mode)
+		w.command(binary, "cleanup")
+		for _, backend := range []string{"nft", "legacy"} {
+			w.start("--iptables-backend", backend)
+			w.expect(gateJudged)
+			_ = w.stop(syscall.SIGKILL)
+		}
+		if len(w.rules()) == 0 {
+			t.Fatal("there is nothing to clean up")
+		}
+		held := w.hold("a/web", "b/free", 80)
+		for range 2 {
+			w.command(binary, "cleanup")
+			if ours := w.rules(); len(ours) != 0 {
+				t.Errorf("left in iptables: %q", ours)
+			}
+			if sets := w.command("ipset", "list", "-n"); strings.TrimSpace(sets) != "" {
+				t.Errorf("left in ipset: %s", sets)
+			}
+			if flows := w.command("conntrack", "-L"); strings.Contains(flows, "mark=") && strings.Count(flows, "mark=0 ") != strings.Count(flows, "mark=") {
+				t.Errorf("left in conntrack: %s", flows)
+			}
+		}
+		w.lives(held, "everything was cleaned up")
+		w.expect(gateOpen)
+	})
+}
+
+// TestBridgeWithoutNetfilter starts an agent where bridged packets don't come
+// past iptables: it switches that on.
+func TestBridgeWithoutNetfilter(t *testing.T) {
+	t.Parallel()
+	w := gateWorld(t, "bridge-nf", lab.Bridged)
+	for _, key := range []string{"net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0"} {
+		w.must(w.sysctl(key))
+	}
+	w.start()
+	w.expect(gateJudged)
+}
+
+func (w *world) sysctl(setting string) error {
+	_, err := w.lab.Command(w.Context(), lab.Node, "sysctl", "-q", "-w", setting)
+	return err
+}
+
+// TestRevokedConnection sets the revoked bit on a live connection: it carries
+// nothing more, while the others go on.
+func TestRevokedConnection(t *testing.T) {
+	t.Parallel()
+	bothModes(t, "revoked", func(t *testing.T, name string, mode lab.Mode) {
+		w := gateWorld(t, name, mode)
+		w.start("--mark-bits=0x3000")
+		revoked, kept := w.hold("a/web", "a/db", 80), w.hold("a/web", "a/db", 80)
+		for _, c := range revoked {
+			port := netip.MustParseAddrPort(c.LocalAddr().String())
+			family := "ipv4"
+			if port.Addr().Is6() {
+				family = "ipv6"
+			}
+			w.command("conntrack", "-U", "-f", family, "-p", "tcp", "--sport", port.String()[strings.LastIndex(port.String(), ":")+1:], "--mark", "0x2000/0x2000")
+			if err := c.Exchange("more", lab.Timeout); err == nil {
+				t.Errorf("a revoked connection from %s still carries data", port)
+			}
+		}
+		w.lives(kept, "another was revoked")
+	})
+}
+
+// TestForgottenConnections empties the connection table: what goes on in the
+// middle is judged like what begins.
+func TestForgottenConnections(t *testing.T) {
+	t.Parallel()
+	bothModes(t, "forgotten", func(t *testing.T, name string, mode lab.Mode) {
+		w := gateWorld(t, name, mode)
+		w.remove("db.yaml")
+		w.start()
+		good, bad := w.hold("a/web", "a/db", 80), w.hold("b/free", "a/db", 80)
+		w.apply("db.yaml", policy("a/db", `{podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress, Egress], `+
+			`ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 80}]}]}`))
+		w.settle("deny tcp b/free a/db:80\nallow tcp a/web a/db:80")
+		w.command("conntrack", "-F")
+		w.lives(good, "its entry was gone")
+		for _, c := range bad {
+			if err := c.Exchange("more", lab.Timeout); err == nil {
+				t.Errorf("a connection of %s that policy denies goes on unjudged", c.LocalAddr())
+			}
+		}
+	})
+}
+
+// TestForwardedByTheNodeItself sends what IPVS would: packets that leave by the
+// node's OUTPUT chain, with a pod's address for a source. They are judged too.
+func TestForwardedByTheNodeItself(t *testing.T) {
+	t.Parallel()
+	w := gateWorld(t, "ipvs", lab.Routed)
+	w.apply("db.yaml", policy("a/db", `{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}`))
+	w.start()
+	n, err := w.lab.CountUDP("a/db", 5000)
+	w.must(err)
+	for i, to := range w.lab.IPs("a/db") {
+		w.sendAs(w.lab.IPs("b/free")[i], netip.AddrPortFrom(to, 5000))
+		w.sendAs(w.lab.IPs("a/web")[i], netip.AddrPortFrom(to, 5000))
+	}
+	w.logged(2, func(d line) bool { return d.Verdict == "deny" && d.Src.Pod == "free" && d.Dst.Port == 5000 })
+	w.logged(2, func(d line) bool { return d.Verdict == "allow" && d.Src.Pod == "web" && d.Dst.Port == 5000 })
+	w.until("the allowed ones arrive", func() error {
+		if n.Count() < 2 {
+			return errNotYet
+		}
+		return nil
+	})
+	if n.Count() != 2 {
+		t.Errorf("%d datagrams arrived, 2 were allowed", n.Count())
+	}
+}
+
+// sendAs sends a datagram from the node, in a pod's name.
+func (w *world) sendAs(src netip.Addr, to netip.AddrPort) {
+	w.Helper()
+	w.must(w.lab.Do(lab.Node, func() error {
+		d := net.Dialer{
+			LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(src, 0)),
+			Control: func(_, _ string, raw syscall.RawConn) (err error) {
+				level, option := unix.SOL_IP, unix.IP_TRANSPARENT
+				if src.Is6() {
+					level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+				}
+				if control := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) }); control != nil {
+					return control
+				}
+				return err
+			},
+		}
+		c, err := d.DialContext(context.Background(), "udp", to.String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("x"))
+		return err
+	}))
+}
+
+// TestManyAtOnce opens a few hundred connections together: each is judged, and
+// none is lost.
+func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
+	w := gateWorld(t, "many", lab.Routed)
+	w.start()
+	each := w.rows("allow tcp a/web a/db:80\nallow udp a/web a/db:80")
+	var rows []row
+	for range 75 {
+		rows = append(rows, each...)
+	}
+	w.must(w.wrong(rows))
+	w.logged(len(rows), func(d line) bool { return d.Verdict == "allow" && d.Dst.Pod == "db" })
+}
