@@ -1,0 +1,54 @@
+package filter
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+)
+
+// Cleanup removes everything that Portcullis ever put into the kernel from the
+// calling thread's network namespace: the rules of both iptables families and
+// both backends, the sets, and the mark bits on live connections, which live
+// on. Nothing to remove is no error, nor is a backend that isn't installed.
+// What can't be removed doesn't keep the rest from going.
+func Cleanup(log *slog.Logger, markBits uint32) error {
+	if err := checkMarkBits(markBits); err != nil {
+		return err
+	}
+	if err := checkCapabilities(); err != nil {
+		return err
+	}
+	// Rules first: a set that a rule refers to can't be destroyed.
+	errs := []error{sweepBackend(backendNFT), sweepBackend(backendLegacy)}
+	if err := checkIpset(); err != nil {
+		log.Debug("no sets to remove", "reason", err)
+	} else {
+		errs = append(errs, destroySet(4), destroySet(6))
+	}
+	cleared, err := clearConnmarks(markBits)
+	errs = append(errs, err)
+	log.Debug("marks cleared", "connections", cleared)
+	return errors.Join(errs...)
+}
+
+// sweepBackend removes our rules of both families from one backend.
+func sweepBackend(backend string) error {
+	var errs []error
+	for _, fam := range []family{4, 6} {
+		c, err := findCommand(fam, backend)
+		if err != nil || (fam == 6 && !hasIPv6()) {
+			continue // no such command or family, so no rules of ours in it
+		}
+		if err := c.sweep(keepNone); err != nil {
+			errs = append(errs, fmt.Errorf("remove rules from the %s backend: %w", backend, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func otherBackend(backend string) string {
+	if backend == backendNFT {
+		return backendLegacy
+	}
+	return backendNFT
+}

@@ -1,0 +1,126 @@
+package filter
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// setType and setMaxMembers are what the sets are made with. The limit is far
+// beyond the pods of one node; a set takes memory only for the members it has.
+const (
+	setType       = "hash:ip"
+	setMaxMembers = 262144
+)
+
+// set gives the name of the ipset that holds the family's isolated addresses.
+func (f family) set() string { return "portcullis-" + strconv.Itoa(int(f)) }
+
+func (f family) holds(a netip.Addr) bool { return a.IsValid() && a.Is4() == (f == 4) }
+
+// createSet makes the family's set, empty.
+func createSet(fam family) error {
+	af := uint8(unix.AF_INET)
+	if fam == 6 {
+		af = unix.AF_INET6
+	}
+	err := netlink.IpsetCreate(fam.set(), setType, netlink.IpsetCreateOptions{Family: af, MaxElements: setMaxMembers})
+	if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_FIND_TYPE)) {
+		return fmt.Errorf("%w: the set type %s is missing; run modprobe ip_set_hash_ip", ErrNoIpset, setType)
+	}
+	if err != nil {
+		return fmt.Errorf("make ipset %s: %w", fam.set(), err)
+	}
+	return nil
+}
+
+// readSet gives the members of the family's set, and false if there is no such
+// set. A set of that name but of another type is an error.
+func readSet(fam family) (members map[netip.Addr]bool, ok bool, err error) {
+	res, err := netlink.IpsetList(fam.set())
+	if errors.Is(err, unix.ENOENT) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("list ipset %s: %w", fam.set(), err)
+	}
+	v6 := res.Family == unix.AF_INET6
+	if res.TypeName != setType || v6 != (fam == 6) {
+		return nil, false, fmt.Errorf("ipset %s exists, but isn't of type %s for %s: run portcullis cleanup, then start again", fam.set(), setType, fam)
+	}
+	members = make(map[netip.Addr]bool, len(res.Entries))
+	for _, e := range res.Entries {
+		a, ok := netip.AddrFromSlice(e.IP)
+		if !ok {
+			return nil, false, fmt.Errorf("list ipset %s: member %v is no address", fam.set(), e.IP)
+		}
+		members[a.Unmap()] = true
+	}
+	return members, true, nil
+}
+
+// ensureSet makes the family's set if it is missing. The members of one that
+// is there stay: they keep their pods shut until the new members are known.
+func ensureSet(fam family) (made bool, err error) {
+	_, ok, err := readSet(fam)
+	if err != nil || ok {
+		return false, err
+	}
+	return true, createSet(fam)
+}
+
+// fillSet makes the family's set hold exactly the wanted members: it adds what
+// is missing, and only then removes what is too many. It is never emptied, so
+// a member that stays is in it throughout. One member's failure doesn't keep
+// the others out.
+func fillSet(fam family, want map[netip.Addr]bool) (added, removed int, err error) {
+	have, _, err := readSet(fam)
+	if err != nil {
+		return 0, 0, err
+	}
+	var errs []error
+	for a := range want {
+		if have[a] {
+			continue
+		}
+		added++
+		// Replace means here: to find it already there is no error.
+		if err := netlink.IpsetAdd(fam.set(), &netlink.IPSetEntry{IP: a.AsSlice(), Replace: true}); err != nil {
+			errs = append(errs, fmt.Errorf("add %s to ipset %s: %w", a, fam.set(), err))
+		}
+	}
+	for a := range have {
+		if want[a] {
+			continue
+		}
+		removed++
+		if err := netlink.IpsetDel(fam.set(), &netlink.IPSetEntry{IP: a.AsSlice(), Replace: true}); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s from ipset %s: %w", a, fam.set(), err))
+		}
+	}
+	return added, removed, errors.Join(errs...)
+}
+
+// destroySet removes the family's set, if it is there. The kernel lets go of a
+// deleted nftables rule, and of the set that it refers to, a little after the
+// delete has returned; so a set in use is tried again for some two seconds.
+func destroySet(fam family) error {
+	var err error
+	for range 100 {
+		err = netlink.IpsetDestroy(fam.set())
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if !errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return fmt.Errorf("destroy ipset %s: %w", fam.set(), err)
+}
