@@ -41,15 +41,16 @@ func TestCleanup(t *testing.T) {
 	bothModes(t, "cleanup", func(t *testing.T, name string, mode lab.Mode) {
 		w := gateWorld(t, name, mode)
 		w.command(binary, "cleanup")
+		var held []*lab.Conn
 		for _, backend := range []string{"nft", "legacy"} {
 			w.start("--iptables-backend", backend)
 			w.expect(gateJudged)
+			held = append(held, w.hold("a/web", "a/db", 80)...)
 			_ = w.stop(syscall.SIGKILL)
 		}
-		if len(w.rules()) == 0 {
-			t.Fatal("there is nothing to clean up")
+		if len(w.rules()) == 0 || w.marked() < 4 {
+			t.Fatalf("there is nothing to clean up: rules %q, %d marked connections", w.rules(), w.marked())
 		}
-		held := w.hold("a/web", "b/free", 80)
 		for range 2 {
 			w.command(binary, "cleanup")
 			if ours := w.rules(); len(ours) != 0 {
@@ -58,12 +59,54 @@ func TestCleanup(t *testing.T) {
 			if sets := w.command("ipset", "list", "-n"); strings.TrimSpace(sets) != "" {
 				t.Errorf("left in ipset: %s", sets)
 			}
-			if flows := w.command("conntrack", "-L"); strings.Contains(flows, "mark=") && strings.Count(flows, "mark=0 ") != strings.Count(flows, "mark=") {
-				t.Errorf("left in conntrack: %s", flows)
+			if n := w.marked(); n != 0 {
+				t.Errorf("%d connections are still marked", n)
 			}
 		}
 		w.lives(held, "everything was cleaned up")
 		w.expect(gateOpen)
+	})
+}
+
+// marked counts the connections, of both families, that carry any mark.
+func (w *world) marked() (n int) {
+	w.Helper()
+	for _, family := range []string{"ipv4", "ipv6"} {
+		for flow := range strings.Lines(w.command("conntrack", "-L", "-f", family)) {
+			if strings.Contains(flow, "mark=") && !strings.Contains(flow, "mark=0 ") {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// TestOthersRules has rules of others around: what policy accepts may still be
+// dropped by the filter table, what leaves by another address is judged by its
+// own, and what isn't tracked is judged all the same.
+func TestOthersRules(t *testing.T) {
+	t.Parallel()
+	bothModes(t, "others", func(t *testing.T, name string, mode lab.Mode) {
+		w := gateWorld(t, name, mode)
+		w.host("docker", "172.17.0.5", "fd00:17::5")
+		w.apply("more.yaml", policy("b/out", `{podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 172.17.0.0/16}}, `+
+			`{ipBlock: {cidr: "fd00:17::/64"}}], ports: [{port: 80}]}]}`))
+		w.start()
+		w.expect(gateJudged + "deny udp b/free a/db:80")
+		for _, tables := range []string{"iptables", "ip6tables"} {
+			w.command(tables, "-w", "-A", "FORWARD", "-p", "udp", "--dport", "80", "-j", "DROP")
+			w.command(tables, "-w", "-t", "nat", "-A", "POSTROUTING", "-p", "tcp", "-j", "MASQUERADE")
+			w.command(tables, "-w", "-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--dport", "6379", "-j", "CT", "--notrack")
+		}
+		w.expect(`
+			deny  udp a/web  a/db:80      # by the filter table
+			allow tcp a/web  a/db:80
+			deny  tcp b/free a/db:80
+			deny  tcp a/web  a/db:6379
+			allow tcp b/free docker:80
+			deny  tcp b/free docker:6379
+			deny  tcp a/db   docker:80
+		`)
 	})
 }
 
