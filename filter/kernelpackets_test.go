@@ -104,7 +104,7 @@ func TestNothingPassesMeanwhile(t *testing.T) {
 			if i%2 == 0 {
 				kernelOK(t, k.Install())
 			} else {
-				kernelBreak(t, backend, "IPT -A FORWARD -j PORTCULLIS-FWD-GEN; IPT -A PORTCULLIS-FWD-GEN -j RETURN; IPT -N PORTCULLIS-FWD-77")
+				kernelBreak(t, backend, "IPT -A FORWARD -j PORTCULLIS-FWD-GEN; IPT -A PORTCULLIS-FWD-GEN -j RETURN; IPT -N PORTCULLIS-FWD-77", 4, 6)
 				if _, err := k.Repair(); err != nil {
 					t.Fatal(err)
 				}

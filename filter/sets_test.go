@@ -104,7 +104,7 @@ func TestRepairSets(t *testing.T) {
 			{"set gone", "IPT -F; IPT -X; sleep 0.3; ipset destroy SET", "was missing"},
 		} {
 			kernelBoth(t, backend, c.script)
-			kernelMend(t, k, "repair", c.name, c.want)
+			kernelMend(t, k, "repair", c.name, c.want, 4, 6)
 			if v4, v6 := kernelMembers(t, 4), kernelMembers(t, 6); v4 != "10.0.0.1 10.0.0.2" || v6 != "fd00::1 fd00::2" {
 				t.Errorf("%s: members %q and %q", c.name, v4, v6)
 			}
