@@ -55,7 +55,7 @@ var story = []step{
 	},
 	{
 		title: "The database reaches nobody",
-		why:   "Egress is isolated for itself. What others ask of the database is still answered.",
+		why:   "Egress is judged apart from ingress: what the api asks of the database is still answered.",
 		apply: "db-no-egress",
 	},
 	{

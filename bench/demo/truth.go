@@ -126,6 +126,7 @@ func (c *connection) mustBeLogged() bool {
 	return c.predicted.Reason == verdict.ReasonRule || c.predicted.Reason == verdict.ReasonNoRule
 }
 
+// anyDue tells whether the decision log must have a line about some connection.
 func anyDue(all []connection) bool {
 	return slices.ContainsFunc(all, func(c connection) bool { return c.mustBeLogged() })
 }
