@@ -43,6 +43,7 @@ const (
 const (
 	nfDrop   = 0
 	nfAccept = 1
+	nfRepeat = 4
 )
 
 var (
@@ -197,10 +198,22 @@ func newVerdictMessage(queue uint16) *verdictMessage {
 }
 
 // accept gives the message that lets packet id through with the given mark.
-func (m *verdictMessage) accept(id, mark uint32) []byte {
+//
+// A plain NF_ACCEPT would take the packet past the rest of the hook that queued
+// it, so that rules of others behind ours would miss a connection's first
+// packet: the clamping of TCP's segment size, which looks at SYNs alone, stands
+// there as a rule. So the packet goes through the hook again (NF_REPEAT); our
+// chain knows it by its mark and returns. A packet without a mark, which would
+// be queued again without end, is plainly accepted.
+func (m *verdictMessage) accept(id, mark, acceptMark uint32) []byte {
 	b := m.buf[:]
 	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
-	binary.BigEndian.PutUint32(b[24:], nfAccept)
+	word := uint32(nfAccept)
+	if acceptMark != 0 {
+		word = nfRepeat
+	}
+	mark |= acceptMark
+	binary.BigEndian.PutUint32(b[24:], word)
 	binary.BigEndian.PutUint32(b[28:], id)
 	binary.BigEndian.PutUint32(b[36:], mark)
 	return b

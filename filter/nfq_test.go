@@ -158,9 +158,9 @@ func TestVerdictMessage(t *testing.T) {
 		id      uint32
 		mark    []byte
 	}{
-		{"accept", slices.Clone(m.accept(7, 0x5001)), nfAccept, 7, []byte{0, 0, 0x50, 1}},
+		{"accept", slices.Clone(m.accept(7, 0x4001, 0x1000)), nfRepeat, 7, []byte{0, 0, 0x50, 1}},
 		{"drop", slices.Clone(m.drop(8)), nfDrop, 8, nil},
-		{"accept again", slices.Clone(m.accept(9, 1)), nfAccept, 9, []byte{0, 0, 0, 1}},
+		{"accept without a mark", slices.Clone(m.accept(9, 1, 0)), nfAccept, 9, []byte{0, 0, 0, 1}},
 	} {
 		var msg netlink.Message
 		if err := msg.UnmarshalBinary(c.b); err != nil {
@@ -190,7 +190,7 @@ func TestMessagesNoAllocs(t *testing.T) {
 	n := testing.AllocsPerRun(100, func() {
 		msg, _, _ := nextMessage(b)
 		if parsePacket(msg.body, &p) == nil {
-			sum += len(m.accept(p.id, p.mark)) + len(m.drop(p.id))
+			sum += len(m.accept(p.id, p.mark, 0x1000)) + len(m.drop(p.id))
 		}
 	})
 	if n != 0 || sum == 0 {

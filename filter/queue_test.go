@@ -146,6 +146,7 @@ func TestQueueVerdicts(t *testing.T) {
 	families := []struct{ iptables, addr string }{{"iptables", "127.0.0.2:"}, {"ip6tables", "[fd00::2]:"}}
 	for _, c := range families {
 		queueRun(t, strings.ReplaceAll(`
+			IPT -t mangle -A OUTPUT -p udp -m mark --mark 0x1000/0x1000 -j RETURN
 			IPT -t mangle -A OUTPUT -p udp -j MARK --set-mark 0x4001
 			IPT -t mangle -A OUTPUT -p udp -j NFQUEUE --queue-balance 100:101
 			IPT -t mangle -A POSTROUTING -p udp -m mark --mark 0x5001 -j ACCEPT`, "IPT", c.iptables))

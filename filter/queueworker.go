@@ -134,7 +134,7 @@ func (w *worker) serve(fd int, received time.Time) {
 	d := w.judge.Decide(&w.flow)
 	msg := w.out.drop(p.id)
 	if d.Verdict == verdict.Allow {
-		msg = w.out.accept(p.id, p.mark|w.cfg.AcceptMark)
+		msg = w.out.accept(p.id, p.mark, w.cfg.AcceptMark)
 	}
 	latency := time.Since(received)
 	w.answer(fd, msg)

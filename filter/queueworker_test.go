@@ -64,7 +64,7 @@ func queueMessage(id byte, packet []byte) []byte {
 		nfqAttr(attrMark, 0, 0, 0x40, 0), nfqAttr(attrPayload, packet...)))
 }
 
-// queueVerdicts reads what the worker has written: "accept 1 mark 5000", "drop 2".
+// queueVerdicts reads what the worker has written: "repeat 1 mark 5000", "drop 2".
 func queueVerdicts(t *testing.T, fd int) string {
 	t.Helper()
 	var words []string
@@ -78,8 +78,11 @@ func queueVerdicts(t *testing.T, fd int) string {
 			t.Fatalf("%d bytes, %v: % x", n, err, buf[:max(n, 0)])
 		}
 		word := "drop "
-		if binary.BigEndian.Uint32(buf[24:]) == nfAccept {
+		switch binary.BigEndian.Uint32(buf[24:]) {
+		case nfAccept:
 			word = "accept "
+		case nfRepeat:
+			word = "repeat "
 		}
 		word += string('0' + rune(binary.BigEndian.Uint32(buf[28:])))
 		if n == 40 {
@@ -101,12 +104,12 @@ func TestWorker(t *testing.T) {
 		want string
 		stat func(s QueueStats) uint64
 	}{
-		{"allowed", queueMessage(1, udp), "accept 1 mark 0.0.80.0", func(s QueueStats) uint64 { return s.Decisions[verdict.ReasonRule][verdict.Allow] }},
+		{"allowed", queueMessage(1, udp), "repeat 1 mark 0.0.80.0", func(s QueueStats) uint64 { return s.Decisions[verdict.ReasonRule][verdict.Allow] }},
 		{"denied", queueMessage(2, tcp), "drop 2", func(s QueueStats) uint64 { return s.Decisions[verdict.ReasonNoRule][verdict.Deny] }},
-		{"allowed, ipv6", queueMessage(1, decPacket(dec6(17), decUDP())), "accept 1 mark 0.0.80.0", func(s QueueStats) uint64 { return s.Ingress[verdict.Allow] }},
-		{"not isolated", queueMessage(1, decSet(decPacket(dec4(6), decTCP()), 19, 9)), "accept 1 mark 0.0.80.0", func(s QueueStats) uint64 { return s.Verdicts(verdict.Allow) }},
+		{"allowed, ipv6", queueMessage(1, decPacket(dec6(17), decUDP())), "repeat 1 mark 0.0.80.0", func(s QueueStats) uint64 { return s.Ingress[verdict.Allow] }},
+		{"not isolated", queueMessage(1, decSet(decPacket(dec4(6), decTCP()), 19, 9)), "repeat 1 mark 0.0.80.0", func(s QueueStats) uint64 { return s.Verdicts(verdict.Allow) }},
 		{"defective", queueMessage(4, udp[:21]), "drop 4", func(s QueueStats) uint64 { return s.Decisions[verdict.ReasonMalformed][verdict.Deny] }},
-		{"two at once", append(queueMessage(1, udp), queueMessage(2, tcp)...), "accept 1 mark 0.0.80.0, drop 2", func(s QueueStats) uint64 { return s.Packets - 1 }},
+		{"two at once", append(queueMessage(1, udp), queueMessage(2, tcp)...), "repeat 1 mark 0.0.80.0, drop 2", func(s QueueStats) uint64 { return s.Packets - 1 }},
 		{"cut message", cut[:len(cut)-2], "drop 3", func(s QueueStats) uint64 { return s.Unparsed }},
 		{"packet without an id", unnamed, "", func(s QueueStats) uint64 { return s.Unparsed }},
 		{"something else", nfqMessage(1, nil), "", func(s QueueStats) uint64 { return s.Unparsed }},
@@ -146,7 +149,7 @@ func TestWorkerPanic(t *testing.T) {
 		w.judge = nil
 		w.datagram(in, append(queueMessage(id, udp), queueMessage(id+1, udp)...), time.Now())
 	}
-	if got := queueVerdicts(t, out); got != "drop 1, accept 2 mark 0.0.80.0, drop 3, accept 4 mark 0.0.80.0" {
+	if got := queueVerdicts(t, out); got != "drop 1, repeat 2 mark 0.0.80.0, drop 3, repeat 4 mark 0.0.80.0" {
 		t.Errorf("%q", got)
 	}
 	if s := w.count.stats(7); s.Panics != 2 || s.Packets != 4 || s.Verdicts(verdict.Allow) != 2 {
@@ -163,7 +166,7 @@ func TestWorkerPanicAfterVerdict(t *testing.T) {
 	w := queueTestWorker(queueEngine(), nil, io.Discard)
 	w.count.reasons = nil
 	w.datagram(in, queueMessage(1, decPacket(dec4(17), decUDP())), time.Now())
-	if got := queueVerdicts(t, out); got != "accept 1 mark 0.0.80.0" || w.count.panics.Load() != 1 {
+	if got := queueVerdicts(t, out); got != "repeat 1 mark 0.0.80.0" || w.count.panics.Load() != 1 {
 		t.Errorf("%q, %d panics", got, w.count.panics.Load())
 	}
 }

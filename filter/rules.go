@@ -82,9 +82,11 @@ func (g gate) forwardRules(fam family) [][]string {
 		rules = append(rules, strings.Fields(fmt.Sprintf(format, args...)))
 	}
 	if fam == 6 {
-		// Neighbour discovery (RFC 4861): without it no IPv6 at all.
+		// Neighbour discovery (RFC 4861): without it no IPv6 at all. It never
+		// crosses a router, and a hop limit of 255 proves that it hasn't: with
+		// any other it would be a way around the gate.
 		for typ := 133; typ <= 137; typ++ {
-			add("-p ipv6-icmp -m icmp6 --icmpv6-type %d -j RETURN", typ)
+			add("-p ipv6-icmp -m icmp6 --icmpv6-type %d -m hl --hl-eq 255 -j RETURN", typ)
 		}
 	}
 	add("-m connmark --mark 0x%x/0x%x -j DROP", revoked, revoked)
@@ -92,6 +94,9 @@ func (g gate) forwardRules(fam family) [][]string {
 	// Packets of a stream that nobody answers stay NEW: what was accepted
 	// once is known by the mark.
 	add("-m connmark --mark 0x%x/0x%x -j RETURN", accepted, accepted)
+	// A packet just accepted comes by again, so that the rules of others behind
+	// ours see it: see verdictMessage.accept.
+	add("-m mark --mark 0x%x/0x%x -j RETURN", accepted, accepted)
 	for _, end := range []string{"src", "dst"} {
 		add("-m conntrack --ctstate INVALID -m set --match-set %s %s -j DROP", fam.set(), end)
 	}

@@ -22,6 +22,7 @@ const kernelWant4 = `-P PREROUTING ACCEPT
 -A PORTCULLIS-FWD-1 -m connmark --mark 0x2000/0x2000 -j DROP
 -A PORTCULLIS-FWD-1 -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
 -A PORTCULLIS-FWD-1 -m connmark --mark 0x1000/0x1000 -j RETURN
+-A PORTCULLIS-FWD-1 -m mark --mark 0x1000/0x1000 -j RETURN
 -A PORTCULLIS-FWD-1 -m conntrack --ctstate INVALID -m set --match-set portcullis-4 src -j DROP
 -A PORTCULLIS-FWD-1 -m conntrack --ctstate INVALID -m set --match-set portcullis-4 dst -j DROP
 -A PORTCULLIS-FWD-1 -m set --match-set portcullis-4 src -j NFQUEUE --queue-balance 100:103
@@ -32,7 +33,7 @@ const kernelWant4 = `-P PREROUTING ACCEPT
 
 // kernelWant gives both families' tables as a first installation leaves them.
 func kernelWant() string {
-	discovery := "-A PORTCULLIS-FWD-1 -p ipv6-icmp -m icmp6 --icmpv6-type 13N -j RETURN\n"
+	discovery := "-A PORTCULLIS-FWD-1 -p ipv6-icmp -m icmp6 --icmpv6-type 13N -m hl --hl-eq 255 -j RETURN\n"
 	var all string
 	for _, n := range []string{"3", "4", "5", "6", "7"} {
 		all += strings.Replace(discovery, "N", n, 1)

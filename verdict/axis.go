@@ -19,12 +19,12 @@ const scanLimit = 8
 type axis struct {
 	// selectors and their rows, when there are at most scanLimit.
 	selectors []SelectorID
-	rows      []rows
+	rows      rowSets
 	// classOf gives for each namespace or label set its class, and classRows
 	// the rows of each class, when there are more. Indexes that match the
 	// same selectors share a class; class 0 matches none.
 	classOf   []uint32
-	classRows []rows
+	classRows rowSets
 }
 
 // axisBuilder collects which rows need which selector.
@@ -49,13 +49,13 @@ func (b *axisBuilder) add(s SelectorID, row int) {
 // build makes the axis. bits holds each selector's bitmap and is read for
 // tables of many selectors only.
 func (b *axisBuilder) build(bits []Bits) axis {
-	var a axis
+	a := axis{rows: rowSets{words: b.words}, classRows: rowSets{words: b.words}}
 	for s := range b.need {
 		a.selectors = append(a.selectors, s)
 	}
 	slices.Sort(a.selectors)
 	for _, s := range a.selectors {
-		a.rows = append(a.rows, b.need[s])
+		a.rows.add(b.need[s])
 	}
 	if len(a.selectors) > scanLimit {
 		a.classify(bits, b.words)
@@ -85,26 +85,26 @@ func (a *axis) classify(bits []Bits, words int) {
 				next = uint32(len(classes))
 				refined[old] = next
 				with := classes[old].clone()
-				with.or(a.rows[i])
+				with.or(a.rows.at(i))
 				classes = append(classes, with)
 			}
 			a.classOf[index] = next
 		}
 	}
 	a.compact(classes)
-	a.selectors, a.rows = nil, nil
+	a.selectors, a.rows.bits = nil, nil
 }
 
 // compact keeps the classes that some index still has.
 func (a *axis) compact(classes []rows) {
 	kept := map[uint32]uint32{0: 0}
-	a.classRows = []rows{classes[0]}
+	a.classRows.add(classes[0])
 	for i, class := range a.classOf {
 		id, ok := kept[class]
 		if !ok {
-			id = uint32(len(a.classRows))
+			id = uint32(len(kept))
 			kept[class] = id
-			a.classRows = append(a.classRows, classes[class])
+			a.classRows.add(classes[class])
 		}
 		a.classOf[i] = id
 	}
@@ -119,13 +119,13 @@ func (a *axis) scans() bool { return a.classOf == nil }
 func (a *axis) match(bits []Bits, index uint32, found []rows) []rows {
 	if a.classOf != nil {
 		if int(index) < len(a.classOf) {
-			found = append(found, a.classRows[a.classOf[index]])
+			found = append(found, a.classRows.at(int(a.classOf[index])))
 		}
 		return found
 	}
 	for i, s := range a.selectors {
 		if bits[s].Has(index) {
-			found = append(found, a.rows[i])
+			found = append(found, a.rows.at(i))
 		}
 	}
 	return found

@@ -33,10 +33,28 @@ type blockSweep struct {
 	stack  []blockEdge
 }
 
-// buildBlocks makes the trie over the CIDRs and exceptions of all blocks. The
-// entry of each prefix is the union of the rows whose blocks cover it, so that
-// the longest match alone tells them all.
-func buildBlocks(blocks []Block, rowOf []int, words, rowCount int) *bart.Table[rows] {
+// blockTrie finds the rows whose blocks hold an address. The entry of each
+// prefix names the union of the rows whose blocks cover it, so that the longest
+// match alone tells them all. The trie is nil when there is no block.
+type blockTrie struct {
+	trie *bart.Table[uint32]
+	rows rowSets
+}
+
+// lookup gives the rows of the longest match, nil for none.
+func (b *blockTrie) lookup(a netip.Addr) rows {
+	if b.trie == nil {
+		return nil
+	}
+	i, ok := b.trie.Lookup(a)
+	if !ok {
+		return nil
+	}
+	return b.rows.at(int(i))
+}
+
+// buildBlocks makes the trie over the CIDRs and exceptions of all blocks.
+func buildBlocks(blocks []Block, rowOf []int, words, rowCount int) blockTrie {
 	var edges []blockEdge
 	for i, b := range blocks {
 		edges = append(edges, blockEdge{b.CIDR, i, true})
@@ -45,7 +63,7 @@ func buildBlocks(blocks []Block, rowOf []int, words, rowCount int) *bart.Table[r
 		}
 	}
 	if len(edges) == 0 {
-		return nil
+		return blockTrie{}
 	}
 	slices.SortFunc(edges, func(a, b blockEdge) int {
 		return cmp.Or(a.prefix.Addr().Compare(b.prefix.Addr()), cmp.Compare(a.prefix.Bits(), b.prefix.Bits()))
@@ -56,16 +74,19 @@ func buildBlocks(blocks []Block, rowOf []int, words, rowCount int) *bart.Table[r
 		blocks: make([]int, rowCount),
 		rows:   newRows(words),
 	}
-	trie := new(bart.Table[rows])
+	found := blockTrie{new(bart.Table[uint32]), rowSets{words: words}}
+	count := uint32(0)
 	for i := 0; i < len(edges); {
 		prefix := edges[i].prefix
 		s.leaveUntil(prefix)
 		for ; i < len(edges) && edges[i].prefix == prefix; i++ {
 			s.enter(edges[i])
 		}
-		trie.Insert(prefix, s.rows.clone())
+		found.trie.Insert(prefix, count)
+		found.rows.add(s.rows)
+		count++
 	}
-	return trie
+	return found
 }
 
 // enter applies an edge, if it changes whether its block holds. (An exception

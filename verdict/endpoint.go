@@ -12,9 +12,9 @@ type NamedPort struct {
 // Endpoint is a pod as decisions see it. It is immutable once it is part of a
 // snapshot.
 type Endpoint struct {
-	Namespace, Name string
-	Node            string
-	Addrs           []netip.Addr
+	// Ingress and Egress are the tables that isolate the pod; nil in a
+	// direction in which it isn't isolated.
+	Ingress, Egress *Table
 	// Judged is true when this engine decides for the pod: on an agent the
 	// pods of its node, in explain all of them.
 	Judged bool
@@ -23,9 +23,10 @@ type Endpoint struct {
 	NamespaceIndex, LabelsIndex uint32
 	// Ports are the pod's named ports, in the order of its containers.
 	Ports []NamedPort
-	// Ingress and Egress are the tables that isolate the pod; nil in a
-	// direction in which it isn't isolated.
-	Ingress, Egress *Table
+
+	Namespace, Name string
+	Node            string
+	Addrs           []netip.Addr
 	// Meaning is a hash over everything that decisions about this pod depend
 	// on. Two endpoints of the same address and the same Meaning in successive
 	// snapshots are judged alike, so that cached verdicts stay usable.

@@ -18,12 +18,12 @@ type PortName struct {
 	Name  string
 }
 
-// portIndex maps the ports of one protocol to the rows that admit them: rows[i]
-// holds from starts[i] up to the port before starts[i+1]. It is empty when no
+// portIndex maps the ports of one protocol to the rows that admit them: the i-th
+// set holds from starts[i] up to the port before starts[i+1]. It is empty when no
 // row names the protocol.
 type portIndex struct {
 	starts []uint16
-	rows   []rows
+	rows   rowSets
 }
 
 // lookup gives the rows that admit the port, nil for none.
@@ -40,7 +40,7 @@ func (p *portIndex) lookup(port uint16) rows {
 	if lo == 0 {
 		return nil
 	}
-	return p.rows[lo-1]
+	return p.rows.at(lo - 1)
 }
 
 // portEdge opens or closes, at a port, one rule's rows.
@@ -66,7 +66,7 @@ func buildPorts(proto Protocol, rules []Rule, rowsOf [][]int, words int) portInd
 		return portIndex{}
 	}
 	slices.SortFunc(edges, func(a, b portEdge) int { return cmp.Compare(a.port, b.port) })
-	index := portIndex{starts: []uint16{0}, rows: []rows{newRows(words)}}
+	index := portIndex{starts: []uint16{0}, rows: rowSets{words, newRows(words)}}
 	open, current := make([]int, len(rules)), newRows(words)
 	for i := 0; i < len(edges); {
 		port := edges[i].port
@@ -88,14 +88,14 @@ func buildPorts(proto Protocol, rules []Rule, rowsOf [][]int, words int) portInd
 
 // note records that from port on the open rows are current.
 func (p *portIndex) note(port int, current rows) {
-	last := len(p.rows) - 1
+	last := len(p.starts) - 1
 	switch {
-	case port > 65535 || p.rows[last].equal(current):
+	case port > 65535 || p.rows.at(last).equal(current):
 	case port == int(p.starts[last]):
-		p.rows[last] = current.clone()
+		copy(p.rows.at(last), current)
 	default:
 		p.starts = append(p.starts, uint16(port))
-		p.rows = append(p.rows, current.clone())
+		p.rows.add(current)
 	}
 }
 

@@ -1,7 +1,5 @@
 package verdict
 
-import "math/bits"
-
 // rows is a set of a table's rows, one bit each, as long as the table has
 // words. A row is one way to be admitted: one peer test of one rule together
 // with the rule's ports. Intersecting the rows whose peer test holds with the
@@ -15,9 +13,8 @@ type rows []uint64
 
 func newRows(words int) rows { return make(rows, words) }
 
-func (r rows) set(row int)      { r[row>>6] |= 1 << (row & 63) }
-func (r rows) clear(row int)    { r[row>>6] &^= 1 << (row & 63) }
-func (r rows) has(row int) bool { return r[row>>6]&(1<<(row&63)) != 0 }
+func (r rows) set(row int)   { r[row>>6] |= 1 << (row & 63) }
+func (r rows) clear(row int) { r[row>>6] &^= 1 << (row & 63) }
 
 func (r rows) clone() rows { return append(rows(nil), r...) }
 
@@ -25,15 +22,6 @@ func (r rows) or(o rows) {
 	for i, w := range o {
 		r[i] |= w
 	}
-}
-
-func (r rows) empty() bool {
-	for _, w := range r {
-		if w != 0 {
-			return false
-		}
-	}
-	return true
 }
 
 func (r rows) equal(o rows) bool {
@@ -45,11 +33,25 @@ func (r rows) equal(o rows) bool {
 	return true
 }
 
-func (r rows) count() (n int) {
-	for _, w := range r {
-		n += bits.OnesCount64(w)
-	}
-	return n
+// rowSets is a list of sets of rows of one table, one behind the other in
+// memory: a decision waits for memory more than for anything else, and
+// neighbours come together.
+type rowSets struct {
+	words int
+	bits  []uint64
+}
+
+// add appends a copy of a set.
+func (s *rowSets) add(r rows) { s.bits = append(s.bits, r...) }
+
+// at gives the i-th set, which belongs to the list.
+func (s *rowSets) at(i int) rows { return s.bits[i*s.words : (i+1)*s.words] }
+
+// moveTo moves the list to the end of an arena that is large enough.
+func (s *rowSets) moveTo(arena *[]uint64) {
+	start := len(*arena)
+	*arena = append(*arena, s.bits...)
+	s.bits = (*arena)[start:len(*arena):len(*arena)]
 }
 
 // Bits is a growable bitmap: which of a numbered set of things (namespaces, or

@@ -5,8 +5,6 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
-
-	"github.com/gaissmai/bart"
 )
 
 // PeerSelector admits the pods whose namespace the one selector matches and
@@ -43,18 +41,16 @@ type Policy struct {
 // Table is the union of the policies that isolate a pod in one direction. It is
 // immutable and is shared by all pods that the same policies isolate.
 type Table struct {
-	policies []string
-	refs     []RuleRef // each row's rule
-	words    int
-
+	words     int
 	anyPeer   rows // rows without a peer test
+	anyPort   rows // rows without a port test
 	namespace axis
 	labels    axis
-	blocks    *bart.Table[rows] // nil when no rule has an ipBlock
-
-	anyPort rows // rows without a port test
-	ports   [3]portIndex
-	names   map[PortName]rows // nil when no rule has a name
+	ports     [3]portIndex
+	blocks    blockTrie
+	names     map[PortName]rows // nil when no rule has a name
+	refs      []RuleRef         // each row's rule
+	policies  []string
 }
 
 // NewTable compiles policies. The bitmaps are read only for tables with many
@@ -75,7 +71,27 @@ func NewTable(policies []Policy, namespaceBits, podBits []Bits) *Table {
 	t.words = (len(t.refs) + 63) / 64
 	t.buildPeers(rules, rowsOf, namespaceBits, podBits)
 	t.buildPorts(rules, rowsOf)
+	t.pack()
 	return t
+}
+
+// pack moves all that a decision reads of the table, but for the trie and the
+// names, into one piece of memory.
+func (t *Table) pack() {
+	any := rowSets{words: t.words}
+	any.add(t.anyPeer)
+	any.add(t.anyPort)
+	all := []*rowSets{&any, &t.namespace.rows, &t.namespace.classRows, &t.labels.rows, &t.labels.classRows,
+		&t.ports[0].rows, &t.ports[1].rows, &t.ports[2].rows, &t.blocks.rows}
+	size := 0
+	for _, s := range all {
+		size += len(s.bits)
+	}
+	arena := make([]uint64, 0, size)
+	for _, s := range all {
+		s.moveTo(&arena)
+	}
+	t.anyPeer, t.anyPort = any.at(0), any.at(1)
 }
 
 // addRows gives a rule its rows: one for any peer, or else one for all its
@@ -166,10 +182,7 @@ func (t *Table) admit(s *Snapshot, peer *Endpoint, addr netip.Addr, f *Flow, nam
 			withLabels = t.labels.match(s.podBits, peer.LabelsIndex, withLabels)
 		}
 	}
-	var inBlock rows
-	if t.blocks != nil {
-		inBlock, _ = t.blocks.Lookup(addr)
-	}
+	inBlock := t.blocks.lookup(addr)
 	ports := t.matchPorts(f.Proto, f.DstPort, names, portBuf[:0])
 	for w := range t.words {
 		var n, l uint64

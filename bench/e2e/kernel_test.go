@@ -110,6 +110,32 @@ func TestOthersRules(t *testing.T) {
 	})
 }
 
+// TestRulesBehindOurs holds that a connection's first packet, which is the only
+// one queued, comes to the rules that stand behind ours in FORWARD: where TCP's
+// segment size is clamped, on SYNs alone.
+func TestRulesBehindOurs(t *testing.T) {
+	t.Parallel()
+	bothModes(t, "behind", func(t *testing.T, name string, mode lab.Mode) {
+		w := gateWorld(t, name, mode)
+		w.start()
+		for _, tables := range []string{"iptables", "ip6tables"} {
+			w.command(tables, "-w", "-t", "mangle", "-A", "FORWARD", "-p", "tcp", "--syn", "--dport", "80", "-j", "TCPMSS", "--set-mss", "1111")
+		}
+		w.expect("allow tcp a/web a/db:80")
+		for _, tables := range []string{"iptables", "ip6tables"} {
+			var clamped string
+			for line := range strings.Lines(w.command(tables, "-w", "-t", "mangle", "-vnxL", "FORWARD")) {
+				if strings.Contains(line, "TCPMSS") {
+					clamped = strings.Fields(line)[0]
+				}
+			}
+			if clamped == "" || clamped == "0" {
+				t.Errorf("%s: %q SYNs were clamped behind our rules", tables, clamped)
+			}
+		}
+	})
+}
+
 // TestBridgeWithoutNetfilter starts an agent where bridged packets don't come
 // past iptables: it switches that on.
 func TestBridgeWithoutNetfilter(t *testing.T) {

@@ -154,40 +154,49 @@ func openSink(path string, stdout io.Writer) (io.Writer, error) {
 
 // apply puts a new state in force: the engine first, so that whatever the
 // kernel queues from then on is judged by it, then the sets that say whose
-// packets are queued. The first state also opens the queues and puts the rules
-// in place. An error is one that the agent can't go on with.
+// packets are queued. An error is one that the agent can't go on with.
 func (a *agent) apply(objects *policycache.Objects) error {
 	start := time.Now()
 	snapshot := a.compiler.Compile(objects)
 	a.metrics.compiled(time.Since(start))
 	a.engine.Swap(snapshot)
 	isolated, judged := snapshot.IsolatedAddrs(), snapshot.JudgedAddrs()
-	sets := a.kernel.SetIsolated(isolated)
-	bridges := filter.CheckBridges(judged)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.noteTrouble("sets of isolated pods are not up to date", a.state.sets, sets)
-	a.noteTrouble("bridged pods can't be judged", a.state.bridges, bridges)
-	first := !a.state.compiled
-	a.state.compiled, a.state.sets, a.state.bridges = true, sets, bridges
+	a.state.compiled = true
 	a.state.problems = slices.Clone(a.compiler.Problems())
 	a.state.pods, a.state.policies, a.state.namespaces = len(objects.Pods), len(objects.Policies), len(objects.Namespaces)
 	a.state.isolated, a.state.judged = len(isolated), len(judged)
+	if err := a.bind(); err != nil {
+		return err
+	}
+	a.note("sets of isolated pods are not up to date", &a.state.sets, a.kernel.SetIsolated(isolated))
+	a.note("bridged pods can't be judged", &a.state.bridges, filter.CheckBridges(judged))
 	a.log.Debug("policy in force", "generation", snapshot.Generation(), "pods", a.state.pods,
 		"policies", a.state.policies, "isolatedAddresses", len(isolated), "took", time.Since(start))
-	if !first {
-		return nil
-	}
-	return a.open()
+	return a.install()
 }
 
-// open binds the queues and puts the rules in place. The caller holds a.mu.
-func (a *agent) open() error {
+// bind opens the queues, once. Nothing in the kernel is changed before they are
+// ours: an agent that finds another one running must leave that one's gate
+// alone. The caller holds a.mu.
+func (a *agent) bind() error {
+	if a.queues != nil {
+		return nil
+	}
 	queues, err := filter.OpenQueues(a.queueCfg, a.engine, a.audit, a.log)
 	if err != nil {
 		return err
 	}
 	a.queues = queues
+	return nil
+}
+
+// install puts the rules in place, once. The caller holds a.mu.
+func (a *agent) install() error {
+	if a.state.rules {
+		return nil
+	}
 	if err := a.kernel.Install(); err != nil {
 		return err
 	}
@@ -197,8 +206,11 @@ func (a *agent) open() error {
 	return nil
 }
 
-// noteTrouble logs a trouble when it comes or changes, and when it goes.
-func (a *agent) noteTrouble(what string, before, now error) {
+// note keeps a part's trouble, nil for none, and logs when it comes, changes or
+// goes.
+func (a *agent) note(what string, trouble *error, now error) {
+	before := *trouble
+	*trouble = now
 	switch {
 	case now != nil && (before == nil || before.Error() != now.Error()):
 		a.log.Error(what, "err", oneLine(now))
@@ -229,28 +241,25 @@ func (a *agent) repair() {
 	if !installed {
 		return
 	}
-	repaired, err := a.kernel.Repair()
-	for _, what := range repaired {
-		a.log.Warn("repaired", "what", what)
-	}
+	repaired, err := a.kernel.Repair() // which logs what it mends
 	a.metrics.repaired(len(repaired))
 	bridges := filter.CheckBridges(a.engine.Snapshot().JudgedAddrs())
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.noteTrouble("the kernel's rules can't be checked or repaired", a.state.repair, err)
-	a.noteTrouble("bridged pods can't be judged", a.state.bridges, bridges)
-	a.state.repair, a.state.bridges = err, bridges
-	if err == nil {
-		a.state.sets = nil // a repair brings the sets up to date as well
+	a.note("the kernel's rules can't be checked or repaired", &a.state.repair, err)
+	a.note("bridged pods can't be judged", &a.state.bridges, bridges)
+	if err == nil { // a repair brings the sets up to date as well
+		a.note("sets of isolated pods are not up to date", &a.state.sets, nil)
 	}
 }
 
 // close leaves the gate as --fail-open says and writes out the decision log.
+// Rules that this agent hasn't put in place are another's, and stay.
 func (a *agent) close() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var errs []error
-	if a.options.failOpen {
+	if a.options.failOpen && a.state.rules {
 		errs = append(errs, a.kernel.Remove())
 	}
 	if a.queues != nil {
