@@ -71,7 +71,8 @@ func otherKeys(pods []*Pod, owner *Pod) string {
 
 // nodeAddresses gives the nodes' addresses: those that nodes name themselves,
 // and those that pods say their node has (hostIPs, and the addresses of
-// hostNetwork pods).
+// hostNetwork pods). A pod that has ended says nothing: its node's address may
+// have moved since.
 func (w *compilation) nodeAddresses() map[netip.Addr][]string {
 	nodes := map[netip.Addr][]string{}
 	add := func(node string, addrs []netip.Addr) {
@@ -85,11 +86,11 @@ func (w *compilation) nodeAddresses() map[netip.Addr][]string {
 		add(node.Name, node.Addrs)
 	}
 	for _, pod := range w.objects.Pods {
-		if pod.Node == "" {
+		if pod.Node == "" || pod.Ended() {
 			continue
 		}
 		add(pod.Node, pod.HostIPs)
-		if pod.HostNetwork { // ended or not, the address is its node's
+		if pod.HostNetwork {
 			add(pod.Node, pod.IPs)
 		}
 	}

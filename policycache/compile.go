@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -32,7 +33,7 @@ type Compiler struct {
 	generation uint64
 	previous   *verdict.Snapshot
 	selectors  *selectorIDs
-	policies   map[*networkingv1.NetworkPolicy]*policy
+	policies   map[string]*policy // by "namespace/name"
 	nextPolicy uint64
 	tables     map[string]*verdict.Table
 	seed       maphash.Seed
@@ -52,7 +53,7 @@ func NewCompiler(node string, log *slog.Logger) *Compiler {
 // forget drops all that was remembered; the next compile starts afresh.
 func (c *Compiler) forget() {
 	c.selectors = newSelectorIDs()
-	c.policies = map[*networkingv1.NetworkPolicy]*policy{}
+	c.policies = map[string]*policy{}
 	c.tables = map[string]*verdict.Table{}
 }
 
@@ -122,14 +123,10 @@ func (w *compilation) readPolicies() {
 	if len(w.selectors.selectors) > 1000+4*w.selectorsInUse() {
 		w.forget()
 	}
-	read := make(map[*networkingv1.NetworkPolicy]*policy, len(w.objects.Policies))
+	read := make(map[string]*policy, len(w.objects.Policies))
 	for _, np := range w.objects.Policies {
-		p := w.policies[np]
-		if p == nil {
-			w.nextPolicy++
-			p = readPolicy(np, w.nextPolicy, w.selectors)
-		}
-		read[np] = p
+		p := w.readPolicy(np)
+		read[p.name] = p
 		w.byNS[p.namespace] = append(w.byNS[p.namespace], p)
 		if p.err != nil {
 			w.problems = append(w.problems, Problem{Object: "networkpolicy " + p.name, Err: p.err})
@@ -139,6 +136,18 @@ func (w *compilation) readPolicies() {
 	for _, list := range w.byNS {
 		slices.SortFunc(list, func(a, b *policy) int { return cmp.Compare(a.name, b.name) })
 	}
+}
+
+// readPolicy gives a policy as it was read before if it says the same, even
+// when its object is a new one (a file was written again, a watch began anew):
+// then its tables and all that was cached by them stay.
+func (w *compilation) readPolicy(np *networkingv1.NetworkPolicy) *policy {
+	if p := w.policies[policyName(np)]; p != nil && (p.source == np || reflect.DeepEqual(p.source.Spec, np.Spec)) {
+		p.source = np
+		return p
+	}
+	w.nextPolicy++
+	return readPolicy(np, w.nextPolicy, w.selectors)
 }
 
 // selectorsInUse is an upper bound of the selectors that remembered policies

@@ -133,7 +133,7 @@ func oracleExemption(o *policycache.Objects, src, dst *policycache.Pod, f verdic
 
 // oracleNodeHas tells whether an address is one of the named node's: the Node
 // says so, or a pod's status says that its host is there, or a hostNetwork pod
-// of that node has it; a finished pod's host is still where its status says.
+// of that node has it. A finished pod's status is stale and says nothing.
 func oracleNodeHas(o *policycache.Objects, node string, a netip.Addr) bool {
 	if node == "" {
 		return false
@@ -142,10 +142,13 @@ func oracleNodeHas(o *policycache.Objects, node string, a netip.Addr) bool {
 		return true
 	}
 	for _, p := range o.Pods {
-		if p.Node == node && slices.Contains(p.HostIPs, a) {
+		if p.Phase == "Succeeded" || p.Phase == "Failed" {
+			continue
+		}
+		if p.Node == node && oracleLive(p) && slices.Contains(p.HostIPs, a) {
 			return true
 		}
-		if p.Node == node && p.HostNetwork && slices.Contains(p.IPs, a) {
+		if p.Node == node && p.HostNetwork && oracleLive(p) && slices.Contains(p.IPs, a) {
 			return true
 		}
 	}

@@ -22,6 +22,7 @@ const metadataName = "kubernetes.io/metadata.name"
 // policy is a NetworkPolicy, read once and ready to be compiled into tables.
 type policy struct {
 	id        uint64 // told apart from every other policy and version read
+	source    *networkingv1.NetworkPolicy
 	namespace string
 	name      string // "namespace/name"
 	selector  verdict.SelectorID
@@ -41,28 +42,35 @@ type policyReader struct {
 // readPolicy reads a policy. It never refuses: a policy with mistakes still
 // isolates, at least what was meant, and its wrong rules allow nothing.
 func readPolicy(np *networkingv1.NetworkPolicy, id uint64, ids *selectorIDs) *policy {
-	r := policyReader{ids: ids, namespace: np.Namespace}
-	if r.namespace == "" {
-		r.namespace = metav1.NamespaceDefault
-	}
-	p := &policy{id: id, namespace: r.namespace, name: r.namespace + "/" + np.Name}
+	r := policyReader{ids: ids, namespace: policyNamespace(np)}
+	p := &policy{id: id, source: np, namespace: r.namespace, name: policyName(np)}
 	selector, err := parseSelector(&np.Spec.PodSelector)
 	r.note("spec.podSelector", err)
 	p.selector = ids.id(selector)
 	p.ingress, p.egress = r.directions(&np.Spec)
 	for i, rule := range np.Spec.Ingress {
-		if rule, ok := r.rule(fmt.Sprintf("spec.ingress[%d]", i), i, rule.From, rule.Ports); ok {
+		if rule, ok := r.rule(fmt.Sprintf("spec.ingress[%d]", i), "from", i, rule.From, rule.Ports); ok {
 			p.ingressRules = append(p.ingressRules, rule)
 		}
 	}
 	for i, rule := range np.Spec.Egress {
-		if rule, ok := r.rule(fmt.Sprintf("spec.egress[%d]", i), i, rule.To, rule.Ports); ok {
+		if rule, ok := r.rule(fmt.Sprintf("spec.egress[%d]", i), "to", i, rule.To, rule.Ports); ok {
 			p.egressRules = append(p.egressRules, rule)
 		}
 	}
 	p.err = errors.Join(r.errs...)
 	return p
 }
+
+// policyNamespace is "default" where the manifest names none.
+func policyNamespace(np *networkingv1.NetworkPolicy) string {
+	if np.Namespace == "" {
+		return metav1.NamespaceDefault
+	}
+	return np.Namespace
+}
+
+func policyName(np *networkingv1.NetworkPolicy) string { return policyNamespace(np) + "/" + np.Name }
 
 // note keeps an error, if there is one, with the field it is about.
 func (r *policyReader) note(field string, err error) {
@@ -92,15 +100,15 @@ func (r *policyReader) directions(spec *networkingv1.NetworkPolicySpec) (ingress
 	return ingress, egress
 }
 
-// rule reads one rule. It reports false for a rule with a mistake anywhere in
-// it, which then allows nothing.
-func (r *policyReader) rule(field string, index int, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) (verdict.Rule, bool) {
+// rule reads one rule, whose peers the API calls "from" or "to". It reports
+// false for a rule with a mistake anywhere in it, which then allows nothing.
+func (r *policyReader) rule(field, peersField string, index int, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) (verdict.Rule, bool) {
 	before := len(r.errs)
 	// Absent or empty, the peers are any peer, and the ports any port of any
 	// protocol, those without ports included.
 	rule := verdict.Rule{Index: index, AnyPeer: len(peers) == 0, AnyPort: len(ports) == 0}
 	for i := range peers {
-		r.note(fmt.Sprintf("%s.peers[%d]", field, i), r.peer(&rule, &peers[i]))
+		r.note(fmt.Sprintf("%s.%s[%d]", field, peersField, i), r.peer(&rule, &peers[i]))
 	}
 	for i := range ports {
 		r.note(fmt.Sprintf("%s.ports[%d]", field, i), readPort(&rule, &ports[i]))

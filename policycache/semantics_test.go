@@ -342,7 +342,7 @@ func TestCacheAcrossChanges(t *testing.T) {
 			if !w.Decide(&f).Cached {
 				t.Error("the second connection missed")
 			}
-			next := clone(o, false)
+			next := clone(o, true)
 			c.change(next)
 			engine.Swap(compiler.Compile(next))
 			d := w.Decide(&f)
@@ -354,6 +354,30 @@ func TestCacheAcrossChanges(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestCachedNamedPort: a verdict by a named port of the destination doesn't
+// outlive the port's number.
+func TestCachedNamedPort(t *testing.T) {
+	o := town(t, `{`+dbOnly+`policyTypes: [Egress], egress: [{ports: [{port: http}]}]}`)
+	compiler, engine := policycache.NewCompiler("", quiet), verdict.NewEngine()
+	w := engine.NewWorker(64)
+	f := verdict.Flow{Src: o.Pods["a/db"].IPs[0], Dst: o.Pods["b/web"].IPs[0], Proto: verdict.TCP, DstPort: 8080}
+	ask := func(want string) {
+		t.Helper()
+		engine.Swap(compiler.Compile(o))
+		if got := answerOf(w.Decide(&f)).String(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	ask("allow egress a/p0#0")
+	o = clone(o, false)
+	moved := *o.Pods["b/web"]
+	moved.Ports = []verdict.NamedPort{{Proto: verdict.TCP, Port: 9090, Name: "http"}}
+	o.Pods["b/web"] = &moved
+	ask("deny egress a/p0")
+	f.DstPort = 9090
+	ask("allow egress a/p0#0")
 }
 
 // TestComplaints: what is wrong with an object is told once, however often it
