@@ -2,8 +2,10 @@ package policycache_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -46,15 +48,15 @@ func pick[T any](d *dice, pool ...T) T { return pool[d.n(len(pool))] }
 const rarely = 3
 
 var (
-	genNamespaces = []string{"a", "a-b", "b", "default"}
+	genNamespaces = []string{"a", "a", "a-b", "default"}
 	genNodes      = []string{"n1", "n2", "n3"}
-	genKeys       = []string{"app", "role", "example.com/tier"}
-	genValues     = []string{"x", "y", "z", ""}
-	genPortNames  = []string{"http", "dns", "db"}
+	genKeys       = []string{"app", "example.com/tier"}
+	genValues     = []string{"x", "x", "y", ""}
+	genPortNames  = []string{"http", "dns"}
 	genPorts      = []int{1, 53, 80, 81, 8080, 65535}
 	genProtos     = []verdict.Protocol{verdict.TCP, verdict.UDP, verdict.SCTP}
-	genAddrs4     = genAddrs("10.0.0.", 10)
-	genAddrs6     = genAddrs("fd00::", 10)
+	genAddrs4     = genAddrs("10.0.0.", 14)
+	genAddrs6     = genAddrs("fd00::", 14)
 	genOutside    = append(genAddrs("172.17.0.", 3), genAddrs("2001:db8::", 3)...)
 	genHosts      = append(genAddrs("192.168.0.", 3), genAddrs("fd01::", 3)...)
 	genEpoch      = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -86,11 +88,11 @@ func (d *dice) cluster() *policycache.Objects {
 			o.Nodes[name] = d.node(name, i)
 		}
 	}
-	for i := range 1 + d.n(9) {
+	for i := range 3 + d.n(7) {
 		p := d.pod(pick(d, genNamespaces...), fmt.Sprintf("pod%d", i))
 		o.Pods[p.Key()] = p
 	}
-	for i := range d.n(6) {
+	for i := range 1 + d.n(6) {
 		p := d.policy(pick(d, genNamespaces...), fmt.Sprintf("pol%d", i*5))
 		o.Policies[p.Namespace+"/"+p.Name] = p
 	}
@@ -131,7 +133,7 @@ func (d *dice) pod(ns, name string) *policycache.Pod {
 		Namespace: ns, Name: name, UID: fmt.Sprint(d.n(1 << 16)),
 		Labels:  d.labels(),
 		Node:    pick(d, "n1", "n1", "n2", "n2", "n3", ""),
-		Phase:   pick(d, "Running", "Running", "Running", "Running", "Pending", "Unknown", "", "Succeeded", "Failed"),
+		Phase:   pick(d, "Running", "Running", "Running", "Running", "Running", "Running", "Running", "Pending", "Unknown", "", "Succeeded", "Failed"),
 		Created: genEpoch.Add(time.Duration(d.n(3)) * time.Minute),
 	}
 	if d.pct(90) {
@@ -171,10 +173,10 @@ func distinct(in []netip.Addr) []netip.Addr {
 
 func (d *dice) policy(ns, name string) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}}
-	if d.pct(50) {
+	if d.pct(40) {
 		p.Spec.PodSelector = *d.selector()
 	}
-	p.Spec.PolicyTypes = pick(d, nil, []networkingv1.PolicyType{}, []networkingv1.PolicyType{ingress},
+	p.Spec.PolicyTypes = pick(d, nil, nil, []networkingv1.PolicyType{}, []networkingv1.PolicyType{ingress},
 		[]networkingv1.PolicyType{egress}, []networkingv1.PolicyType{ingress, egress},
 		[]networkingv1.PolicyType{egress, ingress})
 	if d.pct(rarely) {
@@ -183,10 +185,10 @@ func (d *dice) policy(ns, name string) *networkingv1.NetworkPolicy {
 	if d.pct(15) {
 		p.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{}
 	}
-	for range d.n(4) {
+	for range pick(d, 0, 1, 1, 2, 3) {
 		p.Spec.Ingress = append(p.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{Ports: d.ports(), From: d.peers()})
 	}
-	for range d.n(4) {
+	for range pick(d, 0, 1, 1, 2, 3) {
 		p.Spec.Egress = append(p.Spec.Egress, networkingv1.NetworkPolicyEgressRule{Ports: d.ports(), To: d.peers()})
 	}
 	return p
@@ -254,7 +256,7 @@ func (d *dice) ports() []networkingv1.NetworkPolicyPort {
 		return []networkingv1.NetworkPolicyPort{}
 	}
 	var all []networkingv1.NetworkPolicyPort
-	for range pick(d, 0, 0, 1, 1, 2, 3) {
+	for range pick(d, 0, 0, 0, 1, 1, 2, 3) {
 		all = append(all, d.port())
 	}
 	return all
@@ -309,7 +311,7 @@ func (d *dice) peers() []networkingv1.NetworkPolicyPeer {
 		return []networkingv1.NetworkPolicyPeer{}
 	}
 	var all []networkingv1.NetworkPolicyPeer
-	for range pick(d, 0, 1, 1, 1, 2, 3) {
+	for range pick(d, 0, 1, 1, 1, 1, 1, 2, 3) {
 		all = append(all, d.peer())
 	}
 	return all
@@ -317,12 +319,12 @@ func (d *dice) peers() []networkingv1.NetworkPolicyPeer {
 
 func (d *dice) peer() networkingv1.NetworkPolicyPeer {
 	var p networkingv1.NetworkPolicyPeer
-	switch d.n(5) {
-	case 0:
+	switch d.n(6) {
+	case 0, 1:
 		p.PodSelector = d.selector()
-	case 1:
-		p.NamespaceSelector = d.selector()
 	case 2:
+		p.NamespaceSelector = d.selector()
+	case 3:
 		p.PodSelector, p.NamespaceSelector = d.selector(), d.selector()
 	default:
 		p.IPBlock = d.block()
@@ -377,6 +379,44 @@ func (d *dice) cidr(p netip.Prefix) string {
 	return p.String()
 }
 
+// flows draws flows, of which some differ from an earlier one in a single
+// field: those would be mistaken for each other by a cache.
+func (d *dice) flows(o *policycache.Objects, count int) []verdict.Flow {
+	var all []verdict.Flow
+	for range count {
+		if len(all) > 0 && d.pct(40) {
+			all = append(all, d.twist(o, pick(d, all...)))
+		} else {
+			all = append(all, d.flow(o))
+		}
+	}
+	return all
+}
+
+func (d *dice) twist(o *policycache.Objects, f verdict.Flow) verdict.Flow {
+	fresh := d.flow(o)
+	switch d.n(6) {
+	case 0:
+		f.Src, f.Dst = f.Dst, f.Src
+	case 1:
+		f.DstPort = fresh.DstPort
+	case 2:
+		f.Proto = fresh.Proto
+	case 3:
+		f.ICMPType = d.icmpType(f.Proto)
+	case 4:
+		f.Defect = fresh.Defect
+	case 5:
+		if f.Src.Is4() == fresh.Src.Is4() && f.Src.Is6() == fresh.Src.Is6() {
+			f.Src = fresh.Src
+		}
+	}
+	if !f.Src.IsValid() && f.Defect == verdict.ReasonNone {
+		return fresh
+	}
+	return f
+}
+
 // flow draws a flow between addresses of one family, most often between
 // addresses that some pod has.
 func (d *dice) flow(o *policycache.Objects) verdict.Flow {
@@ -385,7 +425,7 @@ func (d *dice) flow(o *policycache.Objects) verdict.Flow {
 	}
 	f := verdict.Flow{Src: d.end(o), Dst: d.end(o), Proto: pick(d, genProtos...), SrcPort: uint16(d.n(65536))}
 	for range 50 {
-		if f.Src.Is4() == f.Dst.Is4() {
+		if f.Src.Is4() == f.Dst.Is4() && (f.Src != f.Dst || d.pct(2)) {
 			break
 		}
 		f.Dst = d.end(o)
@@ -394,28 +434,33 @@ func (d *dice) flow(o *policycache.Objects) verdict.Flow {
 		f.Dst = f.Src
 	}
 	f.DstPort = uint16(pick(d, genPorts...) + pick(d, 0, 0, 0, 0, -1, 1))
+	if dst := oracleOwner(o, f.Dst); dst != nil && len(dst.Ports) > 0 && d.pct(30) {
+		f.DstPort = pick(d, dst.Ports...).Port
+	}
 	if d.pct(15) {
 		f.Proto, f.SrcPort, f.DstPort = pick[verdict.Protocol](d, verdict.ICMP, verdict.ICMPv6, 47, 0), 0, 0
 	}
-	if f.Proto == verdict.ICMP || f.Proto == verdict.ICMPv6 {
-		f.ICMPType = pick[uint8](d, 0, 8, 128, 132, 133, 135, 136, 137, 138)
-		f.ICMPCode = uint8(d.n(2))
-	}
+	f.ICMPType = d.icmpType(f.Proto)
 	if d.pct(4) {
 		f.Defect = pick(d, verdict.ReasonTruncated, verdict.ReasonFragment, verdict.ReasonMalformed)
 	}
 	return f
 }
 
+func (d *dice) icmpType(p verdict.Protocol) uint8 {
+	if p != verdict.ICMP && p != verdict.ICMPv6 {
+		return 0
+	}
+	return pick[uint8](d, 0, 8, 128, 132, 133, 135, 136, 137, 138)
+}
+
+// end gives an address of some pod, or any.
 func (d *dice) end(o *policycache.Objects) netip.Addr {
-	if d.pct(35) {
+	if d.pct(25) || len(o.Pods) == 0 {
 		return d.anyAddr()
 	}
-	key := fmt.Sprintf("pod%d", d.n(10))
-	for _, ns := range genNamespaces {
-		if p := o.Pods[ns+"/"+key]; p != nil && len(p.IPs) > 0 {
-			return pick(d, p.IPs...)
-		}
+	if p := o.Pods[keyOf(d, o.Pods)]; len(p.IPs) > 0 {
+		return pick(d, p.IPs...)
 	}
 	return d.anyAddr()
 }
@@ -432,8 +477,7 @@ func (d *dice) mutate(o *policycache.Objects) *policycache.Objects {
 
 func (d *dice) mutateOnce(o *policycache.Objects) {
 	ns := pick(d, genNamespaces...)
-	pod := fmt.Sprintf("%s/pod%d", ns, d.n(10))
-	switch d.n(8) {
+	switch d.n(10) {
 	case 0:
 		o.Namespaces[ns] = d.namespace(ns)
 	case 1:
@@ -442,19 +486,30 @@ func (d *dice) mutateOnce(o *policycache.Objects) {
 		i := d.n(len(genNodes))
 		o.Nodes[genNodes[i]] = d.node(genNodes[i], i)
 	case 3:
-		delete(o.Pods, pod)
+		delete(o.Pods, keyOf(d, o.Pods))
 	case 4:
-		o.Pods[pod] = d.pod(ns, pod[len(ns)+1:])
-	case 5:
-		if p := o.Pods[pod]; p != nil {
-			o.Pods[pod] = d.touch(p)
+		name := fmt.Sprintf("pod%d", d.n(10))
+		o.Pods[ns+"/"+name] = d.pod(ns, name)
+	case 5, 6, 7:
+		if key := keyOf(d, o.Pods); key != "" {
+			o.Pods[key] = d.touch(o.Pods[key])
 		}
-	case 6:
-		delete(o.Policies, fmt.Sprintf("%s/pol%d", ns, d.n(6)*5))
-	case 7:
+	case 8:
+		delete(o.Policies, keyOf(d, o.Policies))
+	case 9:
 		name := fmt.Sprintf("pol%d", d.n(6)*5)
 		o.Policies[ns+"/"+name] = d.policy(ns, name)
 	}
+}
+
+// keyOf picks a key of a map, the same one for the same throws; of an empty map
+// it is empty.
+func keyOf[V any](d *dice, m map[string]V) string {
+	keys := slices.Sorted(maps.Keys(m))
+	if len(keys) == 0 {
+		return ""
+	}
+	return pick(d, keys...)
 }
 
 // touch changes one thing about a pod that stays otherwise what it was.

@@ -21,7 +21,7 @@ import (
 
 var (
 	seedFlag     = flag.Uint64("seed", 1, "the first random cluster's seed")
-	clustersFlag = flag.Uint64("clusters", 2400, "how many random clusters to compare, each with the next seed")
+	clustersFlag = flag.Uint64("clusters", 2000, "how many random clusters to compare, each with the next seed")
 )
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -123,10 +123,7 @@ func (r *rig) checkState(s *verdict.Snapshot, o *policycache.Objects) *disagreem
 // which an earlier state comes back.
 func story(d *dice, steps, flowCount int) (hits int, o *policycache.Objects, bad *disagreement) {
 	o = d.cluster()
-	var flows []verdict.Flow
-	for range flowCount {
-		flows = append(flows, d.flow(o))
-	}
+	flows := d.flows(o, flowCount)
 	r := newRig(pick(d, "", "", "n1", "n2"))
 	states := []*policycache.Objects{o}
 	for range steps {
@@ -154,7 +151,7 @@ func TestCompiledVersusOracle(t *testing.T) {
 			t.Parallel()
 			hits, asked := 0, false
 			for seed := *seedFlag + shard; seed < *seedFlag+*clustersFlag; seed += shards {
-				n, o, bad := story(newDice(seed), 4, 12)
+				n, o, bad := story(newDice(seed), 6, 12)
 				if bad != nil {
 					report(t, fmt.Sprintf("-seed %d -clusters 1", seed), o, bad)
 				}
@@ -175,10 +172,7 @@ func TestManyRules(t *testing.T) {
 			t.Parallel()
 			d := newDice(uint64(rules))
 			o := d.crowd(rules)
-			var flows []verdict.Flow
-			for range 40 {
-				flows = append(flows, d.flow(o))
-			}
+			flows := d.flows(o, 40)
 			r := newRig("")
 			if bad := r.check(d, o, flows); bad != nil {
 				report(t, t.Name(), o, bad)
@@ -212,11 +206,7 @@ func TestLongLife(t *testing.T) {
 		}
 		next.Policies[ns+"/pol0"] = p
 		o = d.mutate(next)
-		var flows []verdict.Flow
-		for range 10 {
-			flows = append(flows, d.flow(o))
-		}
-		if bad := r.check(d, o, flows); bad != nil {
+		if bad := r.check(d, o, d.flows(o, 10)); bad != nil {
 			report(t, fmt.Sprintf("step %d", step), o, bad)
 		}
 	}
