@@ -142,13 +142,10 @@ func oracleNodeHas(o *policycache.Objects, node string, a netip.Addr) bool {
 		return true
 	}
 	for _, p := range o.Pods {
-		if p.Phase == "Succeeded" || p.Phase == "Failed" {
+		if p.Node != node || !oracleLive(p) {
 			continue
 		}
-		if p.Node == node && oracleLive(p) && slices.Contains(p.HostIPs, a) {
-			return true
-		}
-		if p.Node == node && p.HostNetwork && oracleLive(p) && slices.Contains(p.IPs, a) {
+		if slices.Contains(p.HostIPs, a) || (p.HostNetwork && slices.Contains(p.IPs, a)) {
 			return true
 		}
 	}
