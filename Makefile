@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export CGO_ENABLED ?= 0
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 BENCHTIME ?= 0.5s
-BENCHCOUNT ?= 5
+BENCHCOUNT ?= 6
 FUZZTIME ?= 20s
 PACKAGES := iptables iproute2 conntrack ipset kmod
 
