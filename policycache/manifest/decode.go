@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -197,7 +198,7 @@ func (d *decoder) kind(where, kind string, raw []byte) {
 		}
 	case "Pod":
 		var p corev1.Pod
-		if d.read(where, kind, raw, &p, &p.ObjectMeta, kjson.DisallowDuplicateFields) {
+		if d.read(where, kind, raw, &p, &p.ObjectMeta, kjson.DisallowDuplicateFields) && d.addresses(where, &p) {
 			pod := policycache.PodFrom(&p)
 			put(d, kind, d.objs.Pods, pod.Key(), pod)
 		}
@@ -208,6 +209,25 @@ func (d *decoder) kind(where, kind string, raw []byte) {
 			put(d, kind, d.objs.Policies, p.Namespace+"/"+p.Name, &p)
 		}
 	}
+}
+
+// addresses refuses a pod with an address that can't be read: the pod would
+// stand open, for its packets would be nobody's. An empty one is a pod that has
+// none yet.
+func (d *decoder) addresses(where string, p *corev1.Pod) bool {
+	check := func(field, text string) bool {
+		a, err := netip.ParseAddr(text)
+		if text == "" || err == nil && a.Zone() == "" {
+			return true
+		}
+		d.fail(place(where, describe("Pod", &p.ObjectMeta)), fmt.Errorf("%s: %q is not an IP address", field, text))
+		return false
+	}
+	ok := check("status.podIP", p.Status.PodIP)
+	for i, ip := range p.Status.PodIPs {
+		ok = check(fmt.Sprintf("status.podIPs[%d].ip", i), ip.IP) && ok
+	}
+	return ok
 }
 
 // put keeps an object. Of two of one name the later one counts, as if they had

@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -231,7 +232,7 @@ func (w *Watcher) load(name, path string) {
 		return
 	}
 	f.sum, f.decoded = sum, true
-	if len(data) == 0 && f.objs != nil && count(f.objs) > 0 {
+	if len(bytes.TrimSpace(data)) == 0 && f.objs != nil && count(f.objs) > 0 {
 		w.fileFailed(name, f, "the file is empty, half written perhaps: to take its objects away, delete the file")
 		return
 	}

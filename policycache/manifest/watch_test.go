@@ -342,9 +342,11 @@ func TestScanEmptyFile(t *testing.T) {
 	if s := w.w.Status(); len(s.Errors) != 0 || s.Files != 2 {
 		t.Errorf("status %+v", s)
 	}
-	write(t, dir, "a.yaml", "")
-	w.scan()
-	w.state("a=1")
+	for _, nothing := range []string{"", "\n", " \r\n"} {
+		write(t, dir, "a.yaml", nothing)
+		w.scan()
+		w.state("a=1")
+	}
 	write(t, dir, "a.yaml", "# nothing any more\n")
 	w.scan()
 	w.state("")
