@@ -59,6 +59,8 @@ pods wait for the next agent; open, the rules go.`,
 			if err := o.check(); err != nil {
 				return err
 			}
+			// Nobody reading a log any more must not shut the gate for all.
+			defer outlivePipes()()
 			return runAgent(cmd.Context(), &o, cmd.OutOrStdout(), log)
 		},
 	}
@@ -71,8 +73,8 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.node, "node", os.Getenv("NODE_NAME"), "name of this node: the agent judges the pods whose spec.nodeName it is (default $NODE_NAME)")
 	f.IntVar(&o.queueBase, "queue-base", 100, "number of the first NFQUEUE queue")
 	f.IntVar(&o.queues, "queues", min(runtime.NumCPU(), 4), "how many queues, each with a worker of its own")
-	f.Uint32Var(&o.queueLength, "queue-length", 4096, "how many packets the kernel holds per queue")
-	f.IntVar(&o.readBuffer, "queue-read-buffer", 4<<20, "receive buffer of a queue's socket in bytes")
+	f.Uint32Var(&o.queueLength, "queue-length", filter.DefaultMaxLen, "how many packets the kernel holds per queue")
+	f.IntVar(&o.readBuffer, "queue-read-buffer", filter.DefaultReadBuffer, "receive buffer of a queue's socket in bytes")
 	f.Uint32Var(&o.copyRange, "copy-range", filter.DefaultCopyRange, "how many bytes of a packet are read, headers included")
 	f.IntVar(&o.cacheSize, "cache-size", 8192, "how many flows a worker remembers the verdict of; 0 for none")
 	f.BoolVar(&o.failOpen, "fail-open", false, "let connections pass while no agent runs, or when a queue is full")

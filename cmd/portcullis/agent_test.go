@@ -4,8 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
+	"os/exec"
+	"regexp"
 	"strings"
+	"syscall"
 	"testing"
+
+	"github.com/spf13/pflag"
 )
 
 // TestWrongCommandLines holds that a mistake is told in one line on stderr that
@@ -49,5 +55,59 @@ func TestVersion(t *testing.T) {
 func TestOneLine(t *testing.T) {
 	if got := oneLine(errors.Join(errors.New("a\nb"), errors.New("c"))); got != "a; b; c" {
 		t.Errorf("oneLine: %q", got)
+	}
+}
+
+// TestOutlivesItsReaders holds that a decision log on standard output whose
+// reader goes away, or a closed standard error, doesn't end the process. The
+// test runs itself as that process, since only descriptors 1 and 2 are special.
+func TestOutlivesItsReaders(t *testing.T) {
+	const child = "PORTCULLIS_TEST_WRITES_TO_NOBODY"
+	if os.Getenv(child) != "" {
+		defer outlivePipes()()
+		_, first := os.Stdout.WriteString("a line\n")
+		_, second := os.Stderr.WriteString("a line\n")
+		if !errors.Is(first, syscall.EPIPE) || !errors.Is(second, syscall.EPIPE) {
+			os.Exit(3)
+		}
+		os.Exit(42)
+	}
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.Close()
+	defer writer.Close()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestOutlivesItsReaders$")
+	cmd.Env = append(os.Environ(), child+"=1")
+	cmd.Stdout, cmd.Stderr = writer, writer
+	if err := cmd.Run(); cmd.ProcessState.ExitCode() != 42 {
+		t.Errorf("writing where nobody reads: %v, want exit status 42", err)
+	}
+}
+
+// TestREADMEIsComplete holds that the README names every flag of the agent and
+// every metric.
+func TestREADMEIsComplete(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile("metrics.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	newAgentCmd().Flags().VisitAll(func(f *pflag.Flag) { names = append(names, "--"+f.Name) })
+	for _, m := range regexp.MustCompile(`(?:counter|gauge)\("(\w+)"|"portcullis_(\w+)"`).FindAllSubmatch(source, -1) {
+		names = append(names, "_"+string(m[1])+string(m[2]))
+	}
+	if len(names) < 30 {
+		t.Errorf("only %d flags and metrics found: %q", len(names), names)
+	}
+	for _, name := range names {
+		if !regexp.MustCompile(regexp.QuoteMeta(name) + `\b`).Match(readme) {
+			t.Errorf("README.md doesn't name %s", name)
+		}
 	}
 }

@@ -48,11 +48,8 @@ func newDemoCmd() *cobra.Command {
 			o.Program = os.Args[0]
 			o.Color = wantsColor(cmd.OutOrStdout(), os.Getenv)
 			// A reader that goes away (portcullis demo | head) ends the demo by
-			// an error of writing, so that it cleans up: the signal is caught,
-			// not ignored, since ignoring is inherited by the agent.
-			broken := make(chan os.Signal, 1)
-			signal.Notify(broken, syscall.SIGPIPE)
-			defer signal.Stop(broken)
+			// an error of writing, so that it cleans up.
+			defer outlivePipes()()
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
 			defer stop()
 			return unlessClosed(demo.Run(ctx, cmd.OutOrStdout(), o))

@@ -44,6 +44,17 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return code
 }
 
+// outlivePipes makes writing to a standard output or error whose reader has
+// gone an error like any other, until the returned function is called. Without
+// it the Go runtime ends the process by SIGPIPE, as is fit for a filter but not
+// for what has a gate to keep or namespaces to take away. The signal is caught,
+// not ignored: ignoring would be inherited by the commands that are run.
+func outlivePipes() (stop func()) {
+	broken := make(chan os.Signal, 1)
+	signal.Notify(broken, syscall.SIGPIPE)
+	return func() { signal.Stop(broken) }
+}
+
 // oneLine writes an error on one line: joined errors are separated by "; ".
 func oneLine(err error) string {
 	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
