@@ -11,13 +11,15 @@ import (
 	"reflect"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"portcullis/verdict"
 )
 
 // Problem is something wrong with an object that enforcement goes on in spite
-// of, on the closed side.
+// of: a mistake in a policy on the closed side, an address claimed twice for
+// the pod with the better claim.
 type Problem struct {
 	Object string // such as "networkpolicy default/db"
 	Err    error
@@ -178,7 +180,7 @@ func (w *compilation) numberNamespaces() {
 		if own == nil {
 			own = map[string]string{}
 		}
-		own[metadataName] = name
+		own[corev1.LabelMetadataName] = name
 		w.nsIndex[name] = w.namespaces.id(own)
 	}
 	for _, ns := range w.objects.Namespaces {
@@ -255,7 +257,7 @@ func (w *compilation) endpoint(pod *Pod, labelsIndex uint32) *verdict.Endpoint {
 		writeAll(&h, ingressKey, egressKey)
 	}
 	writeAll(&h, pod.UID, pod.Namespace, pod.Name, pod.Node)
-	writeAll(&h, w.namespaces.hashes[e.NamespaceIndex], w.pods.hashes[labelsIndex])
+	writeAll(&h, w.namespaces.texts[e.NamespaceIndex], w.pods.texts[labelsIndex])
 	for _, a := range pod.IPs {
 		writeAll(&h, a.String())
 	}
@@ -287,7 +289,7 @@ func (c *Compiler) report(problems []Problem) {
 		text := fmt.Sprintf("%s: %v", p.Object, p.Err)
 		now[text] = true
 		if !c.logged[text] {
-			c.log.Warn("object is wrong, enforced on the closed side", "object", p.Object, "err", p.Err)
+			c.log.Warn("something is wrong with an object, enforcement goes on", "object", p.Object, "err", p.Err)
 		}
 	}
 	c.problems, c.logged = problems, now

@@ -84,6 +84,7 @@ func defaultPorts(ports []networkingv1.NetworkPolicyPort) {
 	}
 }
 
+// namespaceOf is "default" where the manifest names none.
 func namespaceOf(m *metav1.ObjectMeta) string {
 	if m.Namespace == "" {
 		return metav1.NamespaceDefault

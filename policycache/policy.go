@@ -8,16 +8,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"portcullis/verdict"
 )
-
-// metadataName is the label that every namespace has, with its name.
-const metadataName = "kubernetes.io/metadata.name"
 
 // policy is a NetworkPolicy, read once and ready to be compiled into tables.
 type policy struct {
@@ -42,7 +38,7 @@ type policyReader struct {
 // readPolicy reads a policy. It never refuses: a policy with mistakes still
 // isolates, at least what was meant, and its wrong rules allow nothing.
 func readPolicy(np *networkingv1.NetworkPolicy, id uint64, ids *selectorIDs) *policy {
-	r := policyReader{ids: ids, namespace: policyNamespace(np)}
+	r := policyReader{ids: ids, namespace: namespaceOf(&np.ObjectMeta)}
 	p := &policy{id: id, source: np, namespace: r.namespace, name: policyName(np)}
 	selector, err := parseSelector(&np.Spec.PodSelector)
 	r.note("spec.podSelector", err)
@@ -62,15 +58,9 @@ func readPolicy(np *networkingv1.NetworkPolicy, id uint64, ids *selectorIDs) *po
 	return p
 }
 
-// policyNamespace is "default" where the manifest names none.
-func policyNamespace(np *networkingv1.NetworkPolicy) string {
-	if np.Namespace == "" {
-		return metav1.NamespaceDefault
-	}
-	return np.Namespace
+func policyName(np *networkingv1.NetworkPolicy) string {
+	return namespaceOf(&np.ObjectMeta) + "/" + np.Name
 }
-
-func policyName(np *networkingv1.NetworkPolicy) string { return policyNamespace(np) + "/" + np.Name }
 
 // note keeps an error, if there is one, with the field it is about.
 func (r *policyReader) note(field string, err error) {
@@ -135,7 +125,7 @@ func (r *policyReader) peer(rule *verdict.Rule, peer *networkingv1.NetworkPolicy
 	if peer.PodSelector == nil && peer.NamespaceSelector == nil {
 		return errors.New("a peer must have a podSelector, a namespaceSelector or an ipBlock")
 	}
-	namespaces := labels.SelectorFromValidatedSet(labels.Set{metadataName: r.namespace})
+	namespaces := labels.SelectorFromValidatedSet(labels.Set{corev1.LabelMetadataName: r.namespace})
 	pods := labels.Everything()
 	var err error
 	if peer.NamespaceSelector != nil {

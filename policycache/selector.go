@@ -81,7 +81,7 @@ type labelPair struct{ key, value string }
 type labelIndex struct {
 	ids    map[string]uint32
 	sets   []labels.Set
-	hashes []string // the canonical text of each set
+	texts  []string // each set as labelText writes it
 	byPair map[labelPair][]uint32
 	byKey  map[string][]uint32
 }
@@ -100,7 +100,7 @@ func (x *labelIndex) id(set map[string]string) uint32 {
 	id = uint32(len(x.sets))
 	x.ids[text] = id
 	x.sets = append(x.sets, set)
-	x.hashes = append(x.hashes, text)
+	x.texts = append(x.texts, text)
 	for k, v := range set {
 		x.byKey[k] = append(x.byKey[k], id)
 		x.byPair[labelPair{k, v}] = append(x.byPair[labelPair{k, v}], id)

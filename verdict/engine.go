@@ -19,7 +19,9 @@ type Engine struct {
 func NewEngine() *Engine { return new(Engine) }
 
 // Swap puts a snapshot in force. Decisions that begin after Swap returns are
-// made by it, cached ones included.
+// made by it, cached ones included. The snapshots of one engine must follow each
+// other, as NewSnapshot's prev says, with growing generations: that is how
+// workers tell what they may still use.
 func (e *Engine) Swap(s *Snapshot) { e.snapshot.Store(s) }
 
 // Snapshot gives the snapshot in force, nil before the first Swap.

@@ -40,17 +40,16 @@ type agent struct {
 
 // agentState is what /readyz and /metrics tell of the agent.
 type agentState struct {
-	compiled   bool // a policy is compiled and in force
-	rules      bool // the rules are in place
-	problems   []policycache.Problem
-	sets       error // what keeps the sets of isolated pods from being right
-	bridges    error // what keeps bridged pods from being judged
-	repair     error // what the last look at the kernel ended with
-	pods       int
-	policies   int
-	namespaces int
-	isolated   int
-	judged     int
+	compiled bool // a policy is compiled and in force
+	rules    bool // the rules are in place
+	problems []policycache.Problem
+	sets     error // what keeps the sets of isolated pods from being right
+	bridges  error // what keeps bridged pods from being judged
+	repair   error // what the last look at the kernel ended with
+	pods     int
+	policies int
+	isolated int
+	judged   int
 }
 
 // runAgent enforces until ctx ends.
@@ -165,7 +164,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	defer a.mu.Unlock()
 	a.state.compiled = true
 	a.state.problems = slices.Clone(a.compiler.Problems())
-	a.state.pods, a.state.policies, a.state.namespaces = len(objects.Pods), len(objects.Policies), len(objects.Namespaces)
+	a.state.pods, a.state.policies = len(objects.Pods), len(objects.Policies)
 	a.state.isolated, a.state.judged = len(isolated), len(judged)
 	if err := a.bind(); err != nil {
 		return err

@@ -98,7 +98,7 @@ func (c *Cluster) endByAddr(a netip.Addr) (End, error) {
 // pod that has finished owns no address, since another pod may be given the
 // same one, and of two live pods on one address only one is judged.
 func (c *Cluster) endOfPod(p *policycache.Pod) (End, error) {
-	if p.Phase == "Succeeded" || p.Phase == "Failed" {
+	if p.Ended() {
 		return End{}, fmt.Errorf("pod %s has finished (%s): it owns no address", p.Key(), p.Phase)
 	}
 	if p.HostNetwork {
