@@ -5,9 +5,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 BENCHTIME ?= 0.5s
 BENCHCOUNT ?= 6
 FUZZTIME ?= 20s
-PACKAGES := iptables iproute2 conntrack ipset kmod
+PACKAGES := iptables iproute2 conntrack ipset kmod procps
 
-.PHONY: build test race demo bench fuzz lint fmt deps clean
+.PHONY: build test control-plane test-api race demo bench fuzz lint fmt deps clean
 
 build: ## the binary, in the working directory
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o portcullis ./cmd/portcullis
@@ -19,6 +19,17 @@ deps: ## what the real-kernel tests and the demo run
 
 test: deps ## all tests, those on the real kernel included (as root)
 	go test ./...
+
+K8S := v1.37.2
+K8SFLAGS := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $(p).gitVersion=$(K8S) -X $(p).gitMajor=1 -X $(p).gitMinor=37)
+control-plane: .bin/etcd .bin/kube-apiserver ## real ones, built from Go modules (minutes, once)
+.bin/etcd:
+	go build -C deploy/cluster -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ go.etcd.io/etcd/server/v3
+.bin/kube-apiserver:
+	go build -C deploy/cluster -trimpath -ldflags '-s -w $(K8SFLAGS)' -o $(CURDIR)/$@ k8s.io/kubernetes/cmd/kube-apiserver
+
+test-api: control-plane ## the watch of the cluster against a real API server on loopback
+	go test -tags apiserver ./policycache -run APIServer -count 1
 
 race: deps ## the same under the race detector, but for what is about timing
 	@command -v gcc >/dev/null || (apt-get update -q && apt-get install -y -q --no-install-recommends gcc libc6-dev)

@@ -1,0 +1,156 @@
+package kube
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"unique"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+
+	"portcullis/policycache"
+)
+
+// The resources that are read, by their names in the API.
+const (
+	pods       = "pods"
+	namespaces = "namespaces"
+	nodes      = "nodes"
+	policies   = "networkpolicies"
+)
+
+// slim is what is kept of an API object: its key, and what policy and the log
+// need of it. The informer's cache and the state share it.
+type slim struct {
+	resource        string
+	namespace, name string
+	uid             types.UID
+	version         string
+	value           any // *policycache.Pod, Namespace or Node, or *networkingv1.NetworkPolicy
+}
+
+// GetObjectMeta lets client-go find the object's key. It is made when asked
+// for: a whole ObjectMeta is larger than most of what is kept.
+func (s *slim) GetObjectMeta() metav1.Object {
+	return &metav1.ObjectMeta{Namespace: s.namespace, Name: s.name, UID: s.uid, ResourceVersion: s.version}
+}
+
+// key is the object's name, with its namespace if it has one.
+func (s *slim) key() string {
+	if s.namespace == "" {
+		return s.name
+	}
+	return s.namespace + "/" + s.name
+}
+
+// same tells whether policy sees no difference between two states of an object.
+func (s *slim) same(other *slim) bool {
+	if a, ok := s.value.(*networkingv1.NetworkPolicy); ok {
+		b := other.value.(*networkingv1.NetworkPolicy)
+		return s.uid == other.uid && reflect.DeepEqual(a.Spec, b.Spec)
+	}
+	return reflect.DeepEqual(s.value, other.value)
+}
+
+// transform makes an API object slim, before the informer keeps it. It leaves
+// alone what is slim already, since client-go may hand an object over twice.
+func transform(object any) (any, error) {
+	switch o := object.(type) {
+	case *slim:
+		return o, nil
+	case *corev1.Pod:
+		p := policycache.PodFrom(o)
+		p.Namespace, p.Node, p.Phase = shared(p.Namespace), shared(p.Node), shared(p.Phase)
+		p.Labels = sharedMap(p.Labels)
+		p.IPs, p.HostIPs, p.Ports = slices.Clip(p.IPs), slices.Clip(p.HostIPs), slices.Clip(p.Ports)
+		for i := range p.Ports {
+			p.Ports[i].Name = shared(p.Ports[i].Name)
+		}
+		return keep(pods, &o.ObjectMeta, p), nil
+	case *corev1.Namespace:
+		n := policycache.NamespaceFrom(o)
+		n.Labels = sharedMap(n.Labels)
+		return keep(namespaces, &o.ObjectMeta, n), nil
+	case *corev1.Node:
+		return keep(nodes, &o.ObjectMeta, policycache.NodeFrom(o)), nil
+	case *networkingv1.NetworkPolicy:
+		p := &networkingv1.NetworkPolicy{Spec: o.Spec}
+		p.Namespace, p.Name, p.UID, p.ResourceVersion = o.Namespace, o.Name, o.UID, o.ResourceVersion
+		return keep(policies, &o.ObjectMeta, p), nil
+	case cache.DeletedFinalStateUnknown:
+		return o, nil
+	}
+	return nil, fmt.Errorf("an object of type %T was not asked for", object)
+}
+
+func keep(resource string, meta *metav1.ObjectMeta, value any) *slim {
+	return &slim{
+		resource:  resource,
+		namespace: shared(meta.Namespace), name: meta.Name,
+		uid: meta.UID, version: meta.ResourceVersion,
+		value: value,
+	}
+}
+
+// shared gives the one copy of a string that is equal in many objects. Each
+// decoded object has its own otherwise.
+func shared(s string) string { return unique.Make(s).Value() }
+
+func sharedMap(m map[string]string) map[string]string {
+	if len(m) == 0 {
+		return nil
+	}
+	small := make(map[string]string, len(m))
+	for k, v := range m {
+		small[shared(k)] = shared(v)
+	}
+	return small
+}
+
+// state is the cluster as far as it has been told, by resource and key. It
+// belongs to whoever holds its lock.
+type state map[string]map[string]*slim
+
+func newState() state {
+	return state{pods: {}, namespaces: {}, nodes: {}, policies: {}}
+}
+
+// set puts an object in and tells whether that changes anything.
+func (s state) set(o *slim) bool {
+	before := s[o.resource][o.key()]
+	if before != nil && before.same(o) {
+		return false
+	}
+	s[o.resource][o.key()] = o
+	return true
+}
+
+// remove takes an object out and tells whether it was there.
+func (s state) remove(resource, key string) bool {
+	_, ok := s[resource][key]
+	delete(s[resource], key)
+	return ok
+}
+
+// objects copies the state for a compile, which goes on while the state
+// changes.
+func (s state) objects() *policycache.Objects {
+	return &policycache.Objects{
+		Pods:       values[*policycache.Pod](s[pods]),
+		Namespaces: values[*policycache.Namespace](s[namespaces]),
+		Nodes:      values[*policycache.Node](s[nodes]),
+		Policies:   values[*networkingv1.NetworkPolicy](s[policies]),
+	}
+}
+
+func values[T any](objects map[string]*slim) map[string]T {
+	all := make(map[string]T, len(objects))
+	for key, o := range objects {
+		all[key] = o.value.(T)
+	}
+	return all
+}
