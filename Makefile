@@ -29,7 +29,7 @@ control-plane: .bin/etcd .bin/kube-apiserver ## real ones, built from Go modules
 	go build -C deploy/cluster -trimpath -ldflags '-s -w $(K8SFLAGS)' -o $(CURDIR)/$@ k8s.io/kubernetes/cmd/kube-apiserver
 
 test-api: control-plane ## the watch of the cluster against a real API server on loopback
-	go test -tags apiserver ./policycache -run APIServer -count 1
+	go test -tags apiserver ./policycache ./cmd/portcullis -run APIServer -count 1
 
 race: deps ## the same under the race detector, but for what is about timing
 	@command -v gcc >/dev/null || (apt-get update -q && apt-get install -y -q --no-install-recommends gcc libc6-dev)

@@ -76,6 +76,9 @@ func Start(bin, dir string) (_ *ControlPlane, err error) {
 func (c *ControlPlane) StartAPI() (err error) {
 	c.api, err = c.run("kube-apiserver",
 		"--etcd-servers", fmt.Sprintf("http://127.0.0.1:%d", c.etcdPort),
+		// Nothing connects to the advertised address; without one the server looks
+		// for a default route, which a test's network namespace doesn't have.
+		"--advertise-address", "192.0.2.1",
 		"--bind-address", "127.0.0.1", "--secure-port", fmt.Sprint(c.apiPort),
 		"--cert-dir", filepath.Join(c.dir, "pki"), "--service-cluster-ip-range", "10.96.0.0/16",
 		"--authorization-mode", "RBAC", "--token-auth-file", filepath.Join(c.dir, "tokens.csv"),

@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -19,7 +21,7 @@ var defaultMarkBits = fmt.Sprintf("%#x", filter.DefaultMarkBits)
 
 // agentOptions are the flags of agent.
 type agentOptions struct {
-	manifests   string
+	cluster     clusterFlags
 	node        string
 	queueBase   int
 	queues      int
@@ -39,18 +41,22 @@ type agentOptions struct {
 func newAgentCmd() *cobra.Command {
 	var o agentOptions
 	cmd := &cobra.Command{
-		Use:   "agent --manifests DIR --node NAME",
+		Use:   "agent --node NAME [--manifests DIR | --kubeconfig FILE]",
 		Short: "Enforce NetworkPolicy on this node",
 		Long: `Agent enforces NetworkPolicy for the pods of one node, in the network namespace
 that it runs in. The kernel hands it the first packet of each connection of an
-isolated pod; it follows the cluster's state as it changes.
+isolated pod. It follows the cluster's state as it changes: by the API server,
+found as kubectl finds it or, in a pod, by the service account; or by a
+directory of manifests. While the API server is away the last known state stays
+in force.
 
 It is ready (see /readyz of --http) when the state is loaded, the policy
 compiled, the queues bound and the rules in place. On SIGTERM it leaves the gate
 as --fail-open says: closed, the rules stay, and new connections of isolated
 pods wait for the next agent; open, the rules go.`,
-		Example: `  portcullis agent --manifests /etc/portcullis/cluster --node worker-1 --decision-log -`,
-		Args:    cobra.NoArgs,
+		Example: `  portcullis agent --manifests /etc/portcullis/cluster --node worker-1 --decision-log -
+  portcullis agent --kubeconfig /etc/portcullis/kubeconfig --node worker-1`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log, err := o.logs.logger(cmd.ErrOrStderr())
 			if err != nil {
@@ -69,7 +75,7 @@ pods wait for the next agent; open, the rules go.`,
 }
 
 func (o *agentOptions) register(f *pflag.FlagSet) {
-	f.StringVar(&o.manifests, "manifests", "", "directory with the cluster's manifests (YAML or JSON), followed as it changes")
+	o.cluster.register(f)
 	f.StringVar(&o.node, "node", os.Getenv("NODE_NAME"), "name of this node: the agent judges the pods whose spec.nodeName it is (default $NODE_NAME)")
 	f.IntVar(&o.queueBase, "queue-base", 100, "number of the first NFQUEUE queue")
 	f.IntVar(&o.queues, "queues", min(runtime.NumCPU(), 4), "how many queues, each with a worker of its own")
@@ -86,11 +92,13 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	o.logs.register(f)
 }
 
+var backends = []string{"auto", "nft", "legacy"}
+
 // check finds what is wrong with the flags before anything is touched.
 func (o *agentOptions) check() error {
 	switch {
-	case o.manifests == "":
-		return fmt.Errorf("--manifests is missing: name the directory with the cluster's manifests")
+	case o.cluster.check() != nil:
+		return o.cluster.check()
 	case o.node == "":
 		return fmt.Errorf("--node is missing: name the node whose pods this agent judges")
 	case o.queues < 1:
@@ -99,6 +107,8 @@ func (o *agentOptions) check() error {
 		return fmt.Errorf("--queue-base %d with %d queues is not within 0 to 65535", o.queueBase, o.queues)
 	case o.ringSize < 1:
 		return fmt.Errorf("--decision-log-ring %d: at least one place is needed", o.ringSize)
+	case !slices.Contains(backends, o.backend):
+		return fmt.Errorf("--iptables-backend %q: want %s", o.backend, strings.Join(backends, ", "))
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d is below zero", o.cacheSize)
 	}

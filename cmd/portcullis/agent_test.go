@@ -18,7 +18,12 @@ import (
 // names it, with exit code 1, before anything is touched.
 func TestWrongCommandLines(t *testing.T) {
 	for _, row := range []struct{ args, want string }{
-		{"agent", "--manifests is missing"},
+		{"agent", "--node is missing"},
+		{"agent --node n --kubeconfig no/such/file", "no/such/file"},
+		{"agent --node n --manifests d --kubeconfig f", "excludes"},
+		{"explain --manifests d --context c --from a --to b --port 1", "excludes"},
+		{"explain --kubeconfig no/such/file --from a --to b --port 1", "no/such/file"},
+		{"matrix --kubeconfig no/such/file --port 1", "no/such/file"},
 		{"agent --manifests d", "--node is missing"},
 		{"agent --manifests d --node n --queues 0", "at least one queue"},
 		{"agent --manifests d --node n --queue-base 65535 --queues 2", "not within 0 to 65535"},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,12 +15,11 @@ import (
 
 	"portcullis/policycache"
 	"portcullis/policycache/explain"
-	"portcullis/policycache/manifest"
 )
 
 // explainOptions are the flags of explain.
 type explainOptions struct {
-	manifests   string
+	cluster     clusterFlags
 	namespace   string
 	output      string
 	connections string
@@ -28,7 +28,8 @@ type explainOptions struct {
 
 const explainLong = `Explain says whether a connection may be made, and which policies decide it.
 It answers from the same compiled policy that the agent uses, judges both ends
-wherever they run, and never touches the kernel.
+wherever they run, and never touches the kernel. The cluster is the one that
+kubectl would talk to, or the one in the directory of --manifests.
 
 An end is NS/POD, POD (in the namespace of -n) or an IP. An IP that a pod owns
 is that pod; any other is outside the cluster. Two pods are connected over the
@@ -46,7 +47,7 @@ yields {"line":N,"error":"..."}, and the exit code is 2.`
 func newExplainCmd() *cobra.Command {
 	var o explainOptions
 	cmd := &cobra.Command{
-		Use:   "explain --manifests DIR (--from NS/POD|IP --to NS/POD|IP --port N|NAME | --connections FILE|-)",
+		Use:   "explain [--manifests DIR] (--from NS/POD|IP --to NS/POD|IP --port N|NAME | --connections FILE|-)",
 		Short: "Say whether a connection may be made, and which policies decide it",
 		Long:  explainLong,
 		Example: `  portcullis explain --manifests cluster/ --from web --to shop/db --port 5432
@@ -59,7 +60,7 @@ func newExplainCmd() *cobra.Command {
 			if err := o.check(cmd); err != nil {
 				return err
 			}
-			c, err := loadCluster(cmd.ErrOrStderr(), o.manifests, o.namespace)
+			c, err := loadCluster(cmd.Context(), cmd.ErrOrStderr(), &o.cluster, o.namespace)
 			if err != nil {
 				return err
 			}
@@ -70,12 +71,12 @@ func newExplainCmd() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.manifests, "manifests", "", "directory with the cluster's manifests (YAML or JSON)")
+	o.cluster.register(f)
 	f.StringVar(&o.query.From, "from", "", "source: NS/POD, POD or an IP")
 	f.StringVar(&o.query.To, "to", "", "destination: NS/POD, POD or an IP")
 	f.StringVar(&o.query.Port, "port", "", "destination port: a number, or a name that the destination pod gives one")
 	f.StringVar(&o.query.Protocol, "protocol", "TCP", "TCP, UDP, SCTP or ICMP")
-	f.StringVarP(&o.namespace, "namespace", "n", "default", "namespace of pods that are named without one")
+	f.StringVarP(&o.namespace, "namespace", "n", "", "namespace of pods that are named without one (default the kubeconfig context's, or \"default\")")
 	f.StringVarP(&o.output, "output", "o", "text", "text or json")
 	f.StringVar(&o.connections, "connections", "", "file of connections to explain, one JSON object a line; - is standard input")
 	return cmd
@@ -83,7 +84,7 @@ func newExplainCmd() *cobra.Command {
 
 // check refuses flags that are missing or contradict each other.
 func (o *explainOptions) check(cmd *cobra.Command) error {
-	if err := checkCommon(o.manifests, o.output); err != nil {
+	if err := checkCommon(&o.cluster, o.output); err != nil {
 		return err
 	}
 	if !cmd.Flags().Changed("connections") {
@@ -107,9 +108,9 @@ func (o *explainOptions) check(cmd *cobra.Command) error {
 }
 
 // checkCommon checks the flags that explain and matrix have in common.
-func checkCommon(manifests, output string) error {
-	if manifests == "" {
-		return errors.New("give --manifests DIR, the directory with the cluster's manifests")
+func checkCommon(cluster *clusterFlags, output string) error {
+	if err := cluster.check(); err != nil {
+		return err
 	}
 	if output != "text" && output != "json" {
 		return fmt.Errorf("unknown output %q: want text or json", output)
@@ -121,13 +122,18 @@ func checkCommon(manifests, output string) error {
 // command that has nothing to undo and may be waiting for its input.
 func dieOnSignals() { signal.Reset(syscall.SIGINT, syscall.SIGTERM) }
 
-// loadCluster reads the manifests and compiles their policy for no particular
-// node, so that every pod is judged. What is wrong with a policy or a pod is a
-// line of warnings; the rest is answered all the same.
-func loadCluster(warnings io.Writer, dir, namespace string) (*explain.Cluster, error) {
-	objects, err := manifest.Load(dir)
+// loadCluster reads the cluster's state and compiles its policy for no
+// particular node, so that every pod is judged. Pods that are named without a
+// namespace are in the given one; when that is empty, in the one of the
+// kubeconfig's context, as kubectl has it. What is wrong with a policy or a pod
+// is a line of warnings; the rest is answered all the same.
+func loadCluster(ctx context.Context, warnings io.Writer, from *clusterFlags, namespace string) (*explain.Cluster, error) {
+	objects, contextNamespace, err := from.read(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if namespace == "" {
+		namespace = contextNamespace
 	}
 	compiler := policycache.NewCompiler("", slog.New(slog.DiscardHandler))
 	snapshot := compiler.Compile(objects)

@@ -99,8 +99,10 @@ func TestExplainTranscript(t *testing.T) { transcript(t, "testdata/explain.txtar
 // stdout, and exit code 1.
 func TestExplainUsageErrors(t *testing.T) {
 	dir := t.TempDir()
+	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
 	for _, tt := range []struct{ args, want string }{
-		{"", "give --manifests DIR"},
+		{"", "give --from and --to, or --connections"},
+		{"--from a --to b --port 1", "no cluster is configured: give --manifests DIR"},
 		{"--manifests DIR", "give --from and --to, or --connections"},
 		{"--manifests DIR --from a", "give --from and --to"},
 		{"--manifests DIR --from a --to b --port 1 -o yaml", `unknown output "yaml"`},

@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -60,16 +57,7 @@ func (a *agent) readyz(w http.ResponseWriter, r *http.Request) {
 
 // describe writes how each part is doing, a line each.
 func (a *agent) describe(w io.Writer) {
-	status := a.watcher.Status()
-	fmt.Fprintf(w, "[i] state: %d files, last change %s, loads that failed %d\n",
-		status.Files, status.LastChange.UTC().Format(time.RFC3339), status.FailedLoads)
-	for _, file := range slices.Sorted(maps.Keys(status.Errors)) {
-		kept := "; its last good state is in force"
-		if slices.Contains(status.NeverLoaded, file) {
-			kept = ""
-		}
-		fmt.Fprintf(w, "[!] file %s: %s%s\n", file, strings.ReplaceAll(status.Errors[file], "\n", "; "), kept)
-	}
+	a.source.describe(w)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if s := a.engine.Snapshot(); s != nil {

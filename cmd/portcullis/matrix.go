@@ -11,9 +11,10 @@ import (
 
 // newMatrixCmd makes the command that prints which pods may connect to which.
 func newMatrixCmd() *cobra.Command {
-	var manifests, port, protocol, namespace, output string
+	var cluster clusterFlags
+	var port, protocol, namespace, output string
 	cmd := &cobra.Command{
-		Use:   "matrix --manifests DIR --port N|NAME [--protocol P] [-n NAMESPACE]",
+		Use:   "matrix [--manifests DIR] --port N|NAME [--protocol P] [-n NAMESPACE]",
 		Short: "Print the truth table of all pods against all pods",
 		Long: `Matrix prints which pods may connect to which: a row for each source, a column
 for each destination, judged as by explain. A port's name means what each
@@ -24,10 +25,10 @@ are left out.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dieOnSignals()
-			if err := checkCommon(manifests, output); err != nil {
+			if err := checkCommon(&cluster, output); err != nil {
 				return err
 			}
-			c, err := loadCluster(cmd.ErrOrStderr(), manifests, "")
+			c, err := loadCluster(cmd.Context(), cmd.ErrOrStderr(), &cluster, "")
 			if err != nil {
 				return err
 			}
@@ -40,7 +41,7 @@ are left out.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&manifests, "manifests", "", "directory with the cluster's manifests (YAML or JSON)")
+	cluster.register(f)
 	f.StringVar(&port, "port", "", "destination port: a number, or a name that the destination pods give one")
 	f.StringVar(&protocol, "protocol", "TCP", "TCP, UDP, SCTP or ICMP")
 	f.StringVarP(&namespace, "namespace", "n", "", "show the pods of this namespace only")

@@ -81,6 +81,9 @@ var (
 	problems      = gauge("invalid_objects", "What is wrong with objects while enforcement goes on: mistakes in policies, addresses that several pods claim.")
 	filesWrong    = gauge("manifest_files_wrong", "Manifest files that are wrong now; the last good state of each, if there was one, is in force.")
 	failedLoads   = counter("manifest_failed_loads_total", "Times that a manifest file was read and found wrong.")
+	watchErrors   = counter("watch_errors_total", "What went wrong with lists and watches of the API server.", "resource")
+	watchBroken   = gauge("watch_broken", "1 while a resource can't be watched, else 0; its last known state is in force.", "resource")
+	stateAge      = gauge("state_age_seconds", "Time since the API server last said anything of a resource; bookmarks come every minute or so.", "resource")
 	lastChange    = gauge("state_last_change_timestamp_seconds", "When the state last changed.")
 )
 
@@ -96,12 +99,7 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 	a := c.a
 	buildInfo.emit(ch, 1, version)
 	ready.emit(ch, boolGauge(len(a.unready()) == 0))
-	status := a.watcher.Status()
-	filesWrong.emit(ch, float64(len(status.Errors)))
-	failedLoads.emit(ch, float64(status.FailedLoads))
-	if !status.LastChange.IsZero() {
-		lastChange.emit(ch, float64(status.LastChange.UnixMilli())/1000)
-	}
+	a.source.collect(ch)
 	if s := a.engine.Snapshot(); s != nil {
 		generation.emit(ch, float64(s.Generation()))
 	}

@@ -13,14 +13,13 @@ import (
 	"portcullis/filter"
 	"portcullis/filter/audit"
 	"portcullis/policycache"
-	"portcullis/policycache/manifest"
 	"portcullis/verdict"
 )
 
 // repairInterval is how often the kernel is compared with what it should hold.
 const repairInterval = 2 * time.Second
 
-// agent holds the parts together: state comes in from the watcher, is compiled
+// agent holds the parts together: state comes in from the source, is compiled
 // and swapped into the engine, and the kernel is told which pods are isolated.
 type agent struct {
 	options  *agentOptions
@@ -28,7 +27,7 @@ type agent struct {
 	engine   *verdict.Engine
 	kernel   *filter.Kernel
 	audit    *audit.Log
-	watcher  *manifest.Watcher
+	source   source
 	compiler *policycache.Compiler
 	queueCfg filter.QueueConfig
 	metrics  *metrics
@@ -69,7 +68,7 @@ func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.
 	failed := make(chan error, 1)
 	var parts sync.WaitGroup
 	parts.Go(func() { a.repairUntil(ctx) })
-	err = a.watcher.Run(ctx, func(objects *policycache.Objects) {
+	err = a.source.run(ctx, func(objects *policycache.Objects) {
 		if err := a.apply(objects); err != nil {
 			select {
 			case failed <- err:
@@ -98,6 +97,14 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	if err != nil {
 		return nil, fmt.Errorf("--mark-bits: %w", err)
 	}
+	source, err := o.cluster.open(log)
+	if err != nil {
+		return nil, err
+	}
+	sink, err := openSink(o.decisionLog, stdout)
+	if err != nil {
+		return nil, fmt.Errorf("--decision-log: %w", err)
+	}
 	kernel, err := filter.NewKernel(filter.KernelConfig{
 		Backend:   o.backend,
 		QueueBase: uint16(o.queueBase),
@@ -109,21 +116,13 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	if err != nil {
 		return nil, err
 	}
-	watcher, err := manifest.NewWatcher(o.manifests, log)
-	if err != nil {
-		return nil, err
-	}
-	sink, err := openSink(o.decisionLog, stdout)
-	if err != nil {
-		return nil, fmt.Errorf("--decision-log: %w", err)
-	}
 	a := &agent{
 		options:  o,
 		log:      log,
 		engine:   verdict.NewEngine(),
 		kernel:   kernel,
 		audit:    audit.NewLog(sink, o.node, o.ringSize),
-		watcher:  watcher,
+		source:   source,
 		compiler: policycache.NewCompiler(o.node, log),
 		queueCfg: filter.QueueConfig{
 			Base:       uint16(o.queueBase),
@@ -271,14 +270,7 @@ func (a *agent) close() error {
 
 // unready lists why the agent is not ready, nothing when it is.
 func (a *agent) unready() []string {
-	var why []string
-	status := a.watcher.Status()
-	if !status.Loaded {
-		why = append(why, "state: not loaded")
-	}
-	for _, file := range status.NeverLoaded {
-		why = append(why, fmt.Sprintf("state: %s has never been read: %s", file, status.Errors[file]))
-	}
+	why := a.source.unready()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.state.compiled {
