@@ -195,7 +195,7 @@ func TestPodMemory(t *testing.T) {
 			"app": fmt.Sprint("app-", i%100), "pod-template-hash": fmt.Sprint("7d9c7b8f", i%300), "app.kubernetes.io/part-of": "shop",
 		})
 		p.UID = "5a1b7a58-0d6c-4a5f-9f0e-0123456789ab"
-		p.ManagedFields = []metav1.ManagedFieldsEntry{{FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 2000)}}}
+		p.Annotations["kubectl.kubernetes.io/last-applied-configuration"] = strings.Repeat("x", 2000)
 		var err error
 		if encoded[i], err = p.Marshal(); err != nil {
 			t.Fatal(err)
