@@ -24,8 +24,14 @@ const bridgeSysctls = "/proc/sys/net/bridge/"
 // leaves by the bridge, or a prefix of the bridge's addresses holds it. If
 // there is one and bridge-nf-call-iptables (for IPv6 addresses
 // bridge-nf-call-ip6tables) is off, it is switched on; the module br_netfilter
-// is loaded for that if need be. If that fails, the error wraps ErrBridge and
-// says what to do. Nothing is changed where no bridge carries pods.
+// is loaded for that if need be. So is bridge-nf-filter-vlan-tagged, or a frame
+// with a priority tag, which its receiver takes for one without, would pass no
+// rule at all. If that fails, the error wraps ErrBridge and says what to do.
+// Nothing is changed where no bridge carries pods.
+//
+// Frames with two priority tags pass no rule even so: br_netfilter looks behind
+// one tag only. Who lets pods send what frames they like (CAP_NET_RAW) drops
+// those with ebtables.
 func CheckBridges(pods []netip.Addr) error {
 	bridges, err := listBridges()
 	if err != nil {
@@ -44,9 +50,13 @@ func CheckBridges(pods []netip.Addr) error {
 		if done[knob] {
 			continue
 		}
-		if b := carrier(bridges, pod); b != nil {
-			done[knob] = true
-			if err := switchOn(knob, b.name); err != nil {
+		b := carrier(bridges, pod)
+		if b == nil {
+			continue
+		}
+		done[knob] = true
+		for _, k := range []string{knob, "bridge-nf-filter-vlan-tagged"} {
+			if err := switchOn(k, b.name); err != nil {
 				return err
 			}
 		}

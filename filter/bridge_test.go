@@ -5,31 +5,32 @@ import (
 	"testing"
 )
 
-// kernelKnobs gives both of br_netfilter's switches in this namespace.
+// kernelKnobs gives br_netfilter's switches in this namespace: for IPv4, IPv6
+// and tagged frames.
 func kernelKnobs(t *testing.T) string {
 	t.Helper()
-	return strings.Join(strings.Fields(kernelRun(t, "cd /proc/sys/net/bridge; cat bridge-nf-call-iptables bridge-nf-call-ip6tables")), "")
+	return strings.Join(strings.Fields(kernelRun(t, "cd /proc/sys/net/bridge; cat bridge-nf-call-iptables bridge-nf-call-ip6tables bridge-nf-filter-vlan-tagged")), "")
 }
 
 func TestCheckBridges(t *testing.T) {
 	const bridge = "ip link add cni0 type bridge; ip link set cni0 up\n"
 	const veth = "ip link add eth9 type veth peer name eth8; ip link set eth8 up; ip link set eth9 up; ip addr add 10.0.0.1/24 dev eth9\n"
 	for _, c := range []struct{ name, script, pods, before, after string }{
-		{"no bridge", veth, "10.0.0.2", "00", "00"},
-		{"bridge without pods", bridge + veth, "10.0.0.2", "00", "00"},
-		{"no pods", bridge + "ip addr add 10.0.0.1/24 dev cni0", "", "00", "00"},
-		{"prefix holds pods", bridge + "ip addr add 10.0.0.1/24 dev cni0", "10.0.0.2 10.0.0.3", "00", "10"},
-		{"prefix holds IPv6 pods", bridge + "ip addr add fd00::1/64 dev cni0 nodad", "fd00::2", "00", "01"},
-		{"dual stack", bridge + "ip addr add 10.0.0.1/24 dev cni0; ip addr add fd00::1/64 dev cni0 nodad", "10.0.0.2 fd00::2", "00", "11"},
-		{"4-in-6 pod", bridge + "ip addr add 10.0.0.1/24 dev cni0", "::ffff:10.0.0.2", "00", "10"},
-		{"route to the pod", bridge + "ip route add 10.0.0.2/32 dev cni0", "10.9.0.1 10.0.0.2", "00", "10"},
-		{"route to another", bridge + "ip route add 10.0.0.2/32 dev cni0", "10.0.0.9", "00", "00"},
-		{"bridge that is down", "ip link add cni0 type bridge; ip addr add 10.0.0.1/24 dev cni0", "10.0.0.2", "00", "10"},
-		{"on already", bridge + "ip addr add 10.0.0.1/24 dev cni0", "10.0.0.2", "10", "10"},
+		{"no bridge", veth, "10.0.0.2", "000", "000"},
+		{"bridge without pods", bridge + veth, "10.0.0.2", "000", "000"},
+		{"no pods", bridge + "ip addr add 10.0.0.1/24 dev cni0", "", "000", "000"},
+		{"prefix holds pods", bridge + "ip addr add 10.0.0.1/24 dev cni0", "10.0.0.2 10.0.0.3", "000", "101"},
+		{"prefix holds IPv6 pods", bridge + "ip addr add fd00::1/64 dev cni0 nodad", "fd00::2", "000", "011"},
+		{"dual stack", bridge + "ip addr add 10.0.0.1/24 dev cni0; ip addr add fd00::1/64 dev cni0 nodad", "10.0.0.2 fd00::2", "000", "111"},
+		{"4-in-6 pod", bridge + "ip addr add 10.0.0.1/24 dev cni0", "::ffff:10.0.0.2", "000", "101"},
+		{"route to the pod", bridge + "ip route add 10.0.0.2/32 dev cni0", "10.9.0.1 10.0.0.2", "000", "101"},
+		{"route to another", bridge + "ip route add 10.0.0.2/32 dev cni0", "10.0.0.9", "000", "000"},
+		{"bridge that is down", "ip link add cni0 type bridge; ip addr add 10.0.0.1/24 dev cni0", "10.0.0.2", "000", "101"},
+		{"on already", bridge + "ip addr add 10.0.0.1/24 dev cni0", "10.0.0.2", "100", "101"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			kernelNetns(t)
-			kernelRun(t, "cd /proc/sys/net/bridge; echo "+c.before[:1]+" > bridge-nf-call-iptables; echo "+c.before[1:]+" > bridge-nf-call-ip6tables")
+			kernelRun(t, "cd /proc/sys/net/bridge; echo "+c.before[:1]+" > bridge-nf-call-iptables; echo "+c.before[1:2]+" > bridge-nf-call-ip6tables; echo "+c.before[2:]+" > bridge-nf-filter-vlan-tagged")
 			kernelRun(t, c.script)
 			for range 2 {
 				kernelOK(t, CheckBridges(kernelAddrs(c.pods)))
