@@ -97,6 +97,11 @@ func (g gate) forwardRules(fam family) [][]string {
 	// A packet just accepted comes by again, so that the rules of others behind
 	// ours see it: see verdictMessage.accept.
 	add("-m mark --mark 0x%x/0x%x -j RETURN", accepted, accepted)
+	// The node's own packets never come by here: they leave by OUTPUT, which
+	// sends only others' to this chain. What came in by wire in the node's name
+	// is forged, to be taken for a node's traffic with its own pods. IPv4
+	// routing refuses such packets itself; bridges and IPv6 routing don't.
+	add("-m addrtype --src-type LOCAL -m set --match-set %s dst -j DROP", fam.set())
 	for _, end := range []string{"src", "dst"} {
 		add("-m conntrack --ctstate INVALID -m set --match-set %s %s -j DROP", fam.set(), end)
 	}

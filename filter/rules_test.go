@@ -23,6 +23,7 @@ const kernelWant4 = `-P PREROUTING ACCEPT
 -A PORTCULLIS-FWD-1 -m conntrack --ctstate RELATED,ESTABLISHED -j RETURN
 -A PORTCULLIS-FWD-1 -m connmark --mark 0x1000/0x1000 -j RETURN
 -A PORTCULLIS-FWD-1 -m mark --mark 0x1000/0x1000 -j RETURN
+-A PORTCULLIS-FWD-1 -m addrtype --src-type LOCAL -m set --match-set portcullis-4 dst -j DROP
 -A PORTCULLIS-FWD-1 -m conntrack --ctstate INVALID -m set --match-set portcullis-4 src -j DROP
 -A PORTCULLIS-FWD-1 -m conntrack --ctstate INVALID -m set --match-set portcullis-4 dst -j DROP
 -A PORTCULLIS-FWD-1 -m set --match-set portcullis-4 src -j NFQUEUE --queue-balance 100:103
@@ -131,7 +132,7 @@ func kernelBreak(t *testing.T, backend, script string, fams ...family) {
 		if jump == nil {
 			t.Fatal("no rules in place to break")
 		}
-		last := map[family]string{4: "7", 6: "12"}[fam]
+		last := map[family]string{4: "8", 6: "13"}[fam]
 		kernelRun(t, strings.NewReplacer("IPT", ipt, "GEN", jump[1], "LAST", last, "SET", fam.set()).Replace(script))
 	}
 }
