@@ -156,9 +156,14 @@ func (l *ipv6Layer) DecodeFromBytes(b []byte, _ gopacket.DecodeFeedback) error {
 		return l.refuse(verdict.ReasonTruncated)
 	}
 	w := l.walk
-	w.flow.Src = netip.AddrFrom16([16]byte(b[8:24])).Unmap()
-	w.flow.Dst = netip.AddrFrom16([16]byte(b[24:40])).Unmap()
+	w.flow.Src = netip.AddrFrom16([16]byte(b[8:24]))
+	w.flow.Dst = netip.AddrFrom16([16]byte(b[24:40]))
 	w.flow.Proto = verdict.Protocol(b[6])
+	if w.flow.Src.Is4In6() || w.flow.Dst.Is4In6() {
+		// 4-in-6 addresses are for programs, and never on a wire: judged as
+		// the IPv4 addresses inside, they would be a way to take a pod's.
+		return l.refuse(verdict.ReasonMalformed)
+	}
 	w.hopLimit = b[7]
 	w.rest = int(binary.BigEndian.Uint16(b[4:6]))
 	if w.rest == 0 {

@@ -88,6 +88,7 @@ const (
 
 func TestDecode(t *testing.T) {
 	x, pad := decRaw(1, 2, 3, 4), decRaw(make([]byte, 20)...)
+	mapped := []byte{10: 255, 11: 255, 12: 10, 15: 1}
 	opt4 := func(o ...byte) []byte { // IPv4 with four bytes of raw options
 		b := decPacket(dec4(17), decRaw(o...), decUDP())
 		b[0] = 0x46
@@ -132,7 +133,6 @@ func TestDecode(t *testing.T) {
 		{"ip6 in ip6 stays outside", 6, decPacket(dec6(41), dec4(6), decTCP()), "41 " + decEnds6},
 		{"ah in ipv4 is a protocol", 4, decPacket(dec4(51), decExt(6), decTCP()), "51 " + decEnds4},
 		{"hop-by-hop number in ipv4 is a protocol", 4, decPacket(dec4(0), decExt(6), decTCP()), "0 " + decEnds4},
-		{"4-in-6", 6, decSet(decPacket(dec6(17), decUDP()), 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 0, 0, 1), "UDP 10.0.0.1>fd00::2 5000>53"},
 
 		{"options", 4, opt4(1, 1, 1, 0), "UDP " + decEnds4 + " 5000>53"},
 		{"router alert", 4, opt4(148, 4, 0, 0), "UDP " + decEnds4 + " 5000>53"},
@@ -175,6 +175,9 @@ func TestDecode(t *testing.T) {
 		{"icmp of 7 bytes", 4, decPacket(dec4(1), decRaw(make([]byte, 7)...)), "ICMP " + decEnds4 + " truncated"},
 		{"icmpv6 of 7 bytes", 6, decPacket(dec6(58), decRaw(make([]byte, 7)...)), "ICMPv6 " + decEnds6 + " truncated"},
 		{"tcp without a byte", 4, decPacket(dec4(6)), "TCP " + decEnds4 + " truncated"},
+
+		{"4-in-6 source", 6, decSet(decPacket(dec6(6), decTCP()), 8, mapped...), "TCP ::ffff:10.0.0.1>fd00::2 malformed"},
+		{"4-in-6 destination", 6, decSet(decPacket(dec6(6), decTCP()), 24, mapped...), "TCP fd00::1>::ffff:10.0.0.1 malformed"},
 
 		{"hop-by-hop, destination, routing, ah", 6, decPacket(dec6(0), decExt(60), decExt(43), decExt(51), decRaw(6, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2), decTCP()), "TCP " + decEnds6 + " 40000>443"},
 		{"hop-by-hop of 16 bytes", 6, decPacket(dec6(0), decRaw(append([]byte{17, 1}, make([]byte, 14)...)...), decUDP()), "UDP " + decEnds6 + " 5000>53"},

@@ -139,6 +139,13 @@ func parsePacket(body []byte, p *queuedPacket) error {
 	return nil
 }
 
+// turnsBack tells whether a forwarded packet leaves the node where it came in,
+// as one does that a pod sends to itself by way of a Service. Packets of other
+// hooks, whose way in isn't known, are given the benefit of the doubt.
+func (p *queuedPacket) turnsBack() bool {
+	return p.hook != unix.NF_INET_FORWARD || p.inDev == p.outDev && p.physIn == p.physOut
+}
+
 // number takes an attribute that is one 32-bit number; others are passed over.
 func (p *queuedPacket) number(kind uint16, v []byte) error {
 	var to *uint32
@@ -203,13 +210,15 @@ func newVerdictMessage(queue uint16) *verdictMessage {
 // it, so that rules of others behind ours would miss a connection's first
 // packet: the clamping of TCP's segment size, which looks at SYNs alone, stands
 // there as a rule. So the packet goes through the hook again (NF_REPEAT); our
-// chain knows it by its mark and returns. A packet without a mark, which would
-// be queued again without end, is plainly accepted.
+// chain knows it by its mark and returns. One that would be queued again
+// without end is plainly accepted: where there is no mark to know it by, and
+// where it bears the mark and came all the same, since the rule that should
+// have let it by is gone until the next repair.
 func (m *verdictMessage) accept(id, mark, acceptMark uint32) []byte {
 	b := m.buf[:]
 	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
 	word := uint32(nfAccept)
-	if acceptMark != 0 {
+	if mark&acceptMark != acceptMark {
 		word = nfRepeat
 	}
 	mark |= acceptMark

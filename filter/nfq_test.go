@@ -160,6 +160,7 @@ func TestVerdictMessage(t *testing.T) {
 	}{
 		{"accept", slices.Clone(m.accept(7, 0x4001, 0x1000)), nfRepeat, 7, []byte{0, 0, 0x50, 1}},
 		{"drop", slices.Clone(m.drop(8)), nfDrop, 8, nil},
+		{"accept for the second time", slices.Clone(m.accept(7, 0x5001, 0x1000)), nfAccept, 7, []byte{0, 0, 0x50, 1}},
 		{"accept without a mark", slices.Clone(m.accept(9, 1, 0)), nfAccept, 9, []byte{0, 0, 0, 1}},
 	} {
 		var msg netlink.Message

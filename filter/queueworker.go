@@ -43,6 +43,7 @@ type worker struct {
 	judge    *verdict.Worker
 	out      *verdictMessage
 	answered bool // the packet at hand has its verdict
+	forged   verdict.Decision
 	record   audit.Record
 }
 
@@ -132,6 +133,9 @@ func (w *worker) serve(fd int, received time.Time) {
 	p := &w.packet
 	w.decoder.Decode(p.version, p.payload, p.wireLen, &w.flow)
 	d := w.judge.Decide(&w.flow)
+	if d.Reason == verdict.ReasonSelf && !p.turnsBack() {
+		d = w.unmask(d)
+	}
 	msg := w.out.drop(p.id)
 	if d.Verdict == verdict.Allow {
 		msg = w.out.accept(p.id, p.mark, w.cfg.AcceptMark)
@@ -145,6 +149,21 @@ func (w *worker) serve(fd int, received time.Time) {
 		w.record.Flow, w.record.Decision = w.flow, *d
 		w.ring.Put(&w.record)
 	}
+}
+
+// unmask makes a denial of the leave that a pod has to reach itself, for a
+// packet that only pretends to be the pod's own. The engine, which knows nothing
+// of devices, can't see that; its decision may be a cached one and stays as it
+// is.
+func (w *worker) unmask(d *verdict.Decision) *verdict.Decision {
+	w.forged = *d
+	w.forged.Verdict, w.forged.Reason = verdict.Deny, verdict.ReasonForged
+	for _, side := range []*verdict.Side{&w.forged.Egress, &w.forged.Ingress} {
+		if side.Isolated {
+			side.Verdict = verdict.Deny
+		}
+	}
+	return &w.forged
 }
 
 // answer writes a verdict. One that can't be written leaves its packet waiting

@@ -262,3 +262,47 @@ func BenchmarkWorker(b *testing.B) {
 		unix.Read(fds[1], buf)
 	}
 }
+
+// A pod reaches itself through a Service, by the way that it came. What comes
+// another way in its name is forged.
+func TestWorkerForged(t *testing.T) {
+	self := decSet(decPacket(dec4(6), decTCP()), 12, 10, 0, 0, 2)
+	const forward, output = unix.NF_INET_FORWARD, unix.NF_INET_LOCAL_OUT
+	for _, c := range []struct {
+		name                     string
+		hook                     byte
+		in, out, physIn, physOut byte
+		want                     string
+	}{
+		{"hairpin of a routed pod", forward, 3, 3, 0, 0, "repeat 1 mark 0.0.16.0"},
+		{"hairpin of a bridged pod", forward, 4, 4, 7, 7, "repeat 1 mark 0.0.16.0"},
+		{"translated by IPVS", output, 0, 3, 0, 0, "repeat 1 mark 0.0.16.0"},
+		{"from another device", forward, 5, 3, 0, 0, "drop 1"},
+		{"from another port of the bridge", forward, 4, 4, 8, 7, "drop 1"},
+		{"from a port, by the bridge's address", forward, 4, 4, 8, 0, "drop 1"},
+	} {
+		in, out := queuePair(t)
+		log := audit.NewLog(io.Discard, "n", 16)
+		w := queueTestWorker(queueEngine(), log.NewRing(), io.Discard)
+		attrs := [][]byte{nfqAttr(attrPacketHeader, 0, 0, 0, 1, 8, 0, c.hook), nfqAttr(attrPayload, self...)}
+		for kind, index := range map[uint16]byte{attrInDev: c.in, attrOutDev: c.out, attrPhysInDev: c.physIn, attrPhysOutDev: c.physOut} {
+			if index != 0 {
+				attrs = append(attrs, nfqAttr(kind, 0, 0, 0, index))
+			}
+		}
+		m := nfqMessage(typePacket, nfqBody(unix.AF_INET, 7, attrs...))
+		for range 2 { // decided, and from the cache
+			w.datagram(in, m, time.Now())
+			if got := queueVerdicts(t, out); got != c.want {
+				t.Errorf("%s: %q, want %q", c.name, got, c.want)
+			}
+		}
+		forged := w.count.stats(7).Decisions[verdict.ReasonForged][verdict.Deny]
+		if (forged == 2) != (c.want == "drop 1") {
+			t.Errorf("%s: %d decisions for forgery", c.name, forged)
+		}
+		if err := log.Close(); err != nil || log.Written() != 2 {
+			t.Errorf("%s: %d decisions logged, %v", c.name, log.Written(), err)
+		}
+	}
+}

@@ -99,6 +99,7 @@ const (
 	ReasonFragment           // deny: a fragment, whose ports can't be known or trusted
 	ReasonMalformed          // deny: not an IP packet, or lengths that contradict each other
 	ReasonNotReady           // deny: no policy is compiled yet
+	ReasonForged             // deny: in a pod's own name, but from somewhere else
 )
 
 var reasonWords = [...]string{
@@ -113,6 +114,7 @@ var reasonWords = [...]string{
 	ReasonFragment:    "fragment",
 	ReasonMalformed:   "malformed",
 	ReasonNotReady:    "not-ready",
+	ReasonForged:      "forged",
 }
 
 // String gives the reason's word, as the decision log and explain print it.
