@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -264,4 +265,26 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	w.must(w.wrong(rows))
 	w.logged(len(rows), func(d line) bool { return d.Verdict == "allow" && d.Dst.Pod == "db" })
+}
+
+// TestAcceptedRuleGone takes away the rule that lets accepted packets by. Until
+// it is mended they come to the queue again, once, and not without end.
+func TestAcceptedRuleGone(t *testing.T) {
+	t.Parallel()
+	w := gateWorld(t, "repeat", lab.Routed)
+	w.start()
+	for _, tables := range []string{"iptables", "ip6tables"} {
+		w.command(tables, "-w", "-t", "mangle", "-D", "PORTCULLIS-FWD-1", "-m", "mark", "--mark", "0x1000/0x1000", "-j", "RETURN")
+	}
+	w.expect("allow tcp a/web a/db:80")
+	w.expect(gateJudged)
+	judged := map[string]int{}
+	for _, d := range w.decisions() {
+		judged[fmt.Sprint(d.Protocol, d.Src, d.Dst)]++
+	}
+	for connection, n := range judged {
+		if n > 2 && strings.HasPrefix(connection, "TCP") {
+			t.Errorf("a connection was judged %d times: %s", n, connection)
+		}
+	}
 }
