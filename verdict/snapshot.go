@@ -220,7 +220,7 @@ func namesOf(e *Endpoint) []NamedPort {
 	return e.Ports
 }
 
-// open notes whether the end is judged and isolated, and allows for now.
+// open notes whether the end is judged and isolated, and allows until close says otherwise.
 func (d *Side) open(e *Endpoint, t *Table) {
 	d.Verdict = Allow
 	if e == nil || !e.Judged {
