@@ -2,6 +2,7 @@ package filter
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -20,6 +21,28 @@ func TestParseListing(t *testing.T) {
 		if got := l.rules[i].target(); got != want {
 			t.Errorf("target of %q is %q, want %q", l.rules[i].text, got, want)
 		}
+	}
+}
+
+// TestListingOfOurs reads queues and mark bits from chains of ours, and from no
+// others.
+func TestListingOfOurs(t *testing.T) {
+	l := parseListing(`-A PORTCULLIS-FWD-1 -m connmark --mark 0x20/0x20 -j DROP
+-A PORTCULLIS-FWD-1 -m connmark --mark 0x1/0x1 -j RETURN
+-A PORTCULLIS-FWD-1 -m mark --mark 0x400/0x400 -j RETURN
+-A PORTCULLIS-FWD-1 -m connmark ! --mark 0x800/0x800 -j RETURN
+-A PORTCULLIS-FWD-1 -m connmark --mark nonsense -j RETURN
+-A PORTCULLIS-FWD-1 -j NFQUEUE --queue-balance 7:9
+-A PORTCULLIS-FWD-1 -j NFQUEUE --queue-num 8
+-A PORTCULLIS-FWD-1 -j NFQUEUE --queue-num 70000
+-A PORTCULLIS-FWD-1 -j NFQUEUE --queue-num
+-A OTHERS -m connmark --mark 0x8/0x8 -j NFQUEUE --queue-num 3
+`)
+	if got := fmt.Sprint(l.queues()); got != "[7 8 9]" {
+		t.Errorf("queues %s", got)
+	}
+	if got := l.markBits(); got != 0x21 {
+		t.Errorf("mark bits 0x%x", got)
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 // Cleanup removes everything that Portcullis ever put into the kernel from the
 // calling thread's network namespace: the rules of both iptables families and
 // both backends, the sets, and the mark bits on live connections, which live
-// on. Nothing to remove is no error, nor is a backend that isn't installed.
+// on: those given, and those that the rules in place were made with. Nothing to remove is no error, nor is a backend that isn't installed.
 // What can't be removed doesn't keep the rest from going.
 func Cleanup(log *slog.Logger, markBits uint32) error {
 	if err := checkMarkBits(markBits); err != nil {
@@ -18,6 +18,7 @@ func Cleanup(log *slog.Logger, markBits uint32) error {
 	if err := checkCapabilities(); err != nil {
 		return err
 	}
+	markBits |= inPlace().markBits()
 	// Rules first: a set that a rule refers to can't be destroyed.
 	errs := []error{sweepBackend(backendNFT), sweepBackend(backendLegacy)}
 	if err := checkIpset(); err != nil {
@@ -29,6 +30,24 @@ func Cleanup(log *slog.Logger, markBits uint32) error {
 	errs = append(errs, err)
 	log.Debug("marks cleared", "connections", cleared)
 	return errors.Join(errs...)
+}
+
+// inPlace lists what is in the mangle tables of both families and backends.
+// What can't be read is left out: whoever has to change it will complain.
+func inPlace() (all listing) {
+	for _, backend := range []string{backendNFT, backendLegacy} {
+		for _, fam := range []family{4, 6} {
+			c, err := findCommand(fam, backend)
+			if err != nil || (fam == 6 && !hasIPv6()) {
+				continue
+			}
+			if l, err := c.read(mangle); err == nil {
+				all.chains = append(all.chains, l.chains...)
+				all.rules = append(all.rules, l.rules...)
+			}
+		}
+	}
+	return all
 }
 
 // sweepBackend removes our rules of both families from one backend.

@@ -35,9 +35,15 @@ type Kernel struct {
 	backend  string
 	commands []*command // one per family that the kernel has
 
-	mu        sync.Mutex
-	isolated  map[netip.Addr]bool // nil as long as it isn't known
+	// Sets are never kept waiting by rules: an iptables command may have to
+	// wait long for the lock that they share with other programs' commands.
+	// Who needs both locks takes that of the rules first.
+	ruleLock  sync.Mutex
 	installed map[family]*installed
+
+	setLock  sync.Mutex
+	isolated map[netip.Addr]bool // nil as long as it isn't known
+	setsErr  error               // of the last attempt to bring the sets up to date
 }
 
 // NewKernel checks that the machine has what the rules need, and chooses the
@@ -111,8 +117,8 @@ func (k *Kernel) Backend() string { return k.backend }
 // difference only. After an error some address may be missing from its set,
 // which means that its pod isn't enforced; Repair tries again.
 func (k *Kernel) SetIsolated(addrs []netip.Addr) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	k.setLock.Lock()
+	defer k.setLock.Unlock()
 	k.isolated = make(map[netip.Addr]bool, len(addrs))
 	for _, a := range addrs {
 		k.isolated[a.Unmap().WithZone("")] = true
@@ -124,8 +130,25 @@ func (k *Kernel) SetIsolated(addrs []netip.Addr) error {
 	return err
 }
 
-// fillSets brings the sets up to date and says in words what it did.
+// SetsError gives what keeps the sets from being right: the error of the last
+// SetIsolated, Install or Repair that concerned them, nil if they are right.
+func (k *Kernel) SetsError() error {
+	k.setLock.Lock()
+	defer k.setLock.Unlock()
+	return k.setsErr
+}
+
+// checkSets is fillSets for those who don't hold the lock.
+func (k *Kernel) checkSets() (changes []string, err error) {
+	k.setLock.Lock()
+	defer k.setLock.Unlock()
+	return k.fillSets()
+}
+
+// fillSets brings the sets up to date and says in words what it did. The caller
+// holds setLock.
 func (k *Kernel) fillSets() (changes []string, err error) {
+	defer func() { k.setsErr = err }()
 	var errs []error
 	for _, c := range k.commands {
 		made, err := ensureSet(c.fam)
@@ -160,10 +183,13 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 // It may be called again. Sets that are missing are made; call SetIsolated
 // first, so that they hold who is to be isolated.
 func (k *Kernel) Install() error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	k.ruleLock.Lock()
+	defer k.ruleLock.Unlock()
 	// A rule can't refer to a set that doesn't exist.
-	if _, err := k.fillSets(); err != nil {
+	if _, err := k.checkSets(); err != nil {
+		return err
+	}
+	if err := k.clearOldMarks(); err != nil {
 		return err
 	}
 	var errs []error
@@ -178,13 +204,40 @@ func (k *Kernel) Install() error {
 	return sweepBackend(otherBackend(k.backend))
 }
 
+// CheckAlone looks whether the rules in place, as another agent would have put
+// them, lead to a queue that a process listens to. Two agents would take turns
+// in replacing each other's rules and members of sets, and where they don't
+// agree who is isolated, the gate would be open half the time. Call it before
+// this process listens itself.
+func (k *Kernel) CheckAlone() error {
+	for _, queue := range inPlace().queues() {
+		if owner, bound := queueOwner(queue); bound {
+			return fmt.Errorf("queue %d, which the rules in place lead to, is already bound by another process (netlink port %d): another agent on this node? stop it first", queue, owner)
+		}
+	}
+	return nil
+}
+
+// clearOldMarks takes off connections the mark bits of rules that are in place
+// with other bits than this Kernel's: what meant accepted there might mean
+// revoked here, or the reverse.
+func (k *Kernel) clearOldMarks() error {
+	old := inPlace().markBits()
+	if old == 0 || old == k.gate.markBits {
+		return nil
+	}
+	cleared, err := clearConnmarks(old)
+	k.log.Debug("marks of other bits cleared", "bits", fmt.Sprintf("0x%x", old), "connections", cleared)
+	return err
+}
+
 // Repair compares sets and rules with what they should be and mends what
 // isn't, again without opening the gate any further; it logs and gives one
 // sentence for each thing that was wrong. If nothing is, it only reads.
 func (k *Kernel) Repair() (repaired []string, err error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	repaired, err = k.fillSets()
+	k.ruleLock.Lock()
+	defer k.ruleLock.Unlock()
+	repaired, err = k.checkSets()
 	errs := []error{err}
 	for _, c := range k.commands {
 		l, err := c.read(mangle)
@@ -215,8 +268,8 @@ func (k *Kernel) Repair() (repaired []string, err error) {
 // Remove opens the gate: rules, sets and the marks on live connections go, of
 // both backends. A later Install or Repair puts the rules in place again.
 func (k *Kernel) Remove() error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	k.ruleLock.Lock()
+	defer k.ruleLock.Unlock()
 	k.installed = map[family]*installed{}
 	return Cleanup(k.log, k.gate.markBits)
 }

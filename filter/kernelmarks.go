@@ -95,7 +95,8 @@ func clearConnmarks(markBits uint32) (cleared int, err error) {
 	}
 	defer conn.Close()
 	// The kernel picks by "mark & mask == mark", so one bit at a time.
-	for _, bit := range []uint32{AcceptedMark(markBits), RevokedMark(markBits)} {
+	for rest := markBits; rest != 0; rest &= rest - 1 {
+		bit := rest & -rest
 		marked, err := dumpMarked(conn, bit)
 		if err != nil {
 			return cleared, fmt.Errorf("list marked connections: %w", err)

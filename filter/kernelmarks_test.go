@@ -104,3 +104,24 @@ func TestClearConnmarks(t *testing.T) {
 		t.Errorf("the second time cleared %d, %v", n, err)
 	}
 }
+
+// TestMarksOfOtherBits has another run's rules in place, made with other mark
+// bits: a new run takes their bits off connections, and so does cleanup.
+func TestMarksOfOtherBits(t *testing.T) {
+	for _, way := range []string{"install", "cleanup"} {
+		t.Run(way, func(t *testing.T) {
+			kernelNetns(t)
+			old := kernelNew(t, backendLegacy, func(c *KernelConfig) { c.MarkBits = 0x6000 })
+			kernelOK(t, old.Install())
+			kernelRun(t, "conntrack -I -p udp -s 10.0.0.1 -d 10.0.0.2 --sport 1 --dport 2 -t 100 -m 0x2007")
+			if way == "install" {
+				kernelOK(t, kernelNew(t, backendNFT).Install())
+			} else {
+				kernelOK(t, Cleanup(kernelQuiet(), DefaultMarkBits&^0x2000|0x10000))
+			}
+			if got := kernelRun(t, "conntrack -L 2>/dev/null"); !strings.Contains(got, "mark=7 ") {
+				t.Errorf("the connection is %s", got)
+			}
+		})
+	}
+}

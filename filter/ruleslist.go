@@ -2,6 +2,7 @@ package filter
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -44,6 +45,46 @@ func (l listing) of(chain string) []string {
 }
 
 func (l listing) has(chain string) bool { return slices.Contains(l.chains, chain) }
+
+// queues gives the numbers of the queues that rules in chains of ours lead to.
+func (l listing) queues() (numbers []uint16) {
+	for _, r := range l.rules {
+		words := r.words()
+		for i, w := range words[:max(0, len(words)-1)] {
+			if !isOurs(r.chain) || w != "--queue-num" && w != "--queue-balance" {
+				continue
+			}
+			from, to, several := strings.Cut(words[i+1], ":")
+			if !several {
+				to = from
+			}
+			first, err1 := strconv.ParseUint(from, 10, 16)
+			last, err2 := strconv.ParseUint(to, 10, 16)
+			for n := first; n <= last && err1 == nil && err2 == nil; n++ {
+				numbers = append(numbers, uint16(n))
+			}
+		}
+	}
+	slices.Sort(numbers)
+	return slices.Compact(numbers)
+}
+
+// markBits gives the mark bits that rules in chains of ours look for in
+// connections.
+func (l listing) markBits() (bits uint32) {
+	for _, r := range l.rules {
+		words := r.words()
+		at := slices.Index(words, "connmark")
+		if !isOurs(r.chain) || at < 0 || at+2 >= len(words) || words[at+1] != "--mark" {
+			continue
+		}
+		value, _, _ := strings.Cut(words[at+2], "/")
+		if n, err := strconv.ParseUint(value, 0, 32); err == nil {
+			bits |= uint32(n)
+		}
+	}
+	return bits
+}
 
 // target gives the chain or target that the rule jumps or goes to, or "".
 func (r rule) target() string {

@@ -1,10 +1,18 @@
 package filter
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
 )
 
 // kernelMembers gives a set's members, as the ipset command lists them.
@@ -150,5 +158,41 @@ func TestMemberThatDoesNotFit(t *testing.T) {
 	}
 	if got := kernelMembers(t, 6); got != "fd00::1" {
 		t.Errorf("members %q", got)
+	}
+}
+
+// TestSetsDontWaitForRules has iptables commands that wait, as they do for the
+// lock of another program's: a pod is isolated meanwhile.
+func TestSetsDontWaitForRules(t *testing.T) {
+	ns := kernelNetns(t)
+	held := filepath.Join(t.TempDir(), "held")
+	kernelFakes(t, backendNFT, strings.ReplaceAll(
+		`n=0; while test -e HELD && test $n -lt 200; do n=$((n+1)); touch HELD.waiting; sleep 0.05; done; exec REAL "$@"`, "HELD", held))
+	k := kernelNew(t, backendNFT)
+	kernelOK(t, k.Install())
+	kernelOK(t, os.WriteFile(held, nil, 0o644))
+	var repaired atomic.Bool
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread stays in ns
+		err := netns.Set(ns)
+		for range 1000 {
+			if _, missing := os.Stat(held + ".waiting"); missing == nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		err = errors.Join(err, k.SetIsolated(kernelAddrs("10.0.0.9 fd00::9")), k.SetsError())
+		if repaired.Load() {
+			err = errors.Join(err, errors.New("the sets had to wait for the rules"))
+		}
+		done <- errors.Join(err, os.Remove(held))
+	}()
+	_, err := k.Repair()
+	repaired.Store(true)
+	kernelOK(t, err)
+	kernelOK(t, <-done)
+	if got := kernelRun(t, "ipset list portcullis-4; ipset list portcullis-6"); !strings.Contains(got, "10.0.0.9") || !strings.Contains(got, "fd00::9") {
+		t.Errorf("sets:\n%s", got)
 	}
 }
