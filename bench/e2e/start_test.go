@@ -14,7 +14,8 @@ func TestSecondAgent(t *testing.T) {
 	t.Parallel()
 	w := gateWorld(t, "second", lab.Routed)
 	w.start()
-	for _, args := range [][]string{{"--node", lab.NodeName}, {"--node", "node-7"}, {"--node", lab.NodeName, "--fail-open"}} {
+	for _, args := range [][]string{{"--node", lab.NodeName}, {"--node", "node-7"}, {"--node", lab.NodeName, "--fail-open"},
+		{"--node", "node-7", "--queue-base=500"}, {"--node", lab.NodeName, "--queue-base=500", "--iptables-backend=legacy"}} {
 		second := w.start2nd(args...)
 		if !strings.Contains(second, "queue") || strings.Contains(second, "goroutine ") {
 			t.Errorf("%v: the second agent doesn't say what is wrong: %s", args, second)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ func (a *agent) serveHTTP(ctx context.Context) (stop func(), err error) {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", a.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{}))
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
 	go func() {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			a.log.Error("http server ended", "err", err)
@@ -39,20 +40,22 @@ func (a *agent) serveHTTP(ctx context.Context) (stop func(), err error) {
 // it tells how each part is doing, ready or not.
 func (a *agent) readyz(w http.ResponseWriter, r *http.Request) {
 	why := a.unready()
-	if len(why) > 0 {
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}
+	// All is written at once, when no lock is held any more: a client that
+	// reads slowly must not hold up a change of policy.
+	var page bytes.Buffer
 	for _, line := range why {
-		fmt.Fprintf(w, "[-] %s\n", line)
+		fmt.Fprintf(&page, "[-] %s\n", line)
 	}
 	if r.URL.Query().Has("verbose") {
-		a.describe(w)
+		a.describe(&page)
 	}
 	if len(why) > 0 {
-		io.WriteString(w, "not ready\n")
-		return
+		page.WriteString("not ready\n")
+		w.WriteHeader(http.StatusServiceUnavailable)
+	} else {
+		page.WriteString("ok\n")
 	}
-	io.WriteString(w, "ok\n")
+	w.Write(page.Bytes())
 }
 
 // describe writes how each part is doing, a line each.

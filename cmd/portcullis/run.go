@@ -160,37 +160,45 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	a.engine.Swap(snapshot)
 	isolated, judged := snapshot.IsolatedAddrs(), snapshot.JudgedAddrs()
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.state.compiled = true
 	a.state.problems = slices.Clone(a.compiler.Problems())
 	a.state.pods, a.state.policies = len(objects.Pods), len(objects.Policies)
 	a.state.isolated, a.state.judged = len(isolated), len(judged)
+	a.mu.Unlock()
 	if err := a.bind(); err != nil {
 		return err
 	}
-	a.note("sets of isolated pods are not up to date", &a.state.sets, a.kernel.SetIsolated(isolated))
-	a.note("bridged pods can't be judged", &a.state.bridges, filter.CheckBridges(judged))
-	a.log.Debug("policy in force", "generation", snapshot.Generation(), "pods", a.state.pods,
-		"policies", a.state.policies, "isolatedAddresses", len(isolated), "took", time.Since(start))
+	// noteParts asks for its error.
+	_ = a.kernel.SetIsolated(isolated)
+	a.noteParts()
+	a.log.Debug("policy in force", "generation", snapshot.Generation(), "pods", len(objects.Pods),
+		"policies", len(objects.Policies), "isolatedAddresses", len(isolated), "took", time.Since(start))
 	return a.install()
 }
 
 // bind opens the queues, once. Nothing in the kernel is changed before they are
 // ours: an agent that finds another one running must leave that one's gate
-// alone. The caller holds a.mu.
+// alone. Only apply calls it.
 func (a *agent) bind() error {
 	if a.queues != nil {
 		return nil
+	}
+	if err := a.kernel.CheckAlone(); err != nil {
+		return err
 	}
 	queues, err := filter.OpenQueues(a.queueCfg, a.engine, a.audit, a.log)
 	if err != nil {
 		return err
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.queues = queues
 	return nil
 }
 
-// install puts the rules in place, once. The caller holds a.mu.
+// install puts the rules in place, once. Only apply calls it, without a.mu: an
+// iptables command may wait long for other programs' commands, and /readyz must
+// not wait with it.
 func (a *agent) install() error {
 	if a.state.rules {
 		return nil
@@ -198,6 +206,8 @@ func (a *agent) install() error {
 	if err := a.kernel.Install(); err != nil {
 		return err
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.state.rules = true
 	a.log.Info("enforcing", "node", a.options.node, "backend", a.kernel.Backend(),
 		"queues", a.options.queues, "failOpen", a.options.failOpen, "isolatedAddresses", a.state.isolated)
@@ -241,14 +251,20 @@ func (a *agent) repair() {
 	}
 	repaired, err := a.kernel.Repair() // which logs what it mends
 	a.metrics.repaired(len(repaired))
-	bridges := filter.CheckBridges(a.engine.Snapshot().JudgedAddrs())
+	a.mu.Lock()
+	a.note("the kernel's rules can't be checked or repaired", &a.state.repair, err)
+	a.mu.Unlock()
+	a.noteParts()
+}
+
+// noteParts notes how sets and bridges are doing now. What apply and repair may
+// change both at once is looked at under the lock, so that an older finding
+// never takes the place of a newer one.
+func (a *agent) noteParts() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.note("the kernel's rules can't be checked or repaired", &a.state.repair, err)
-	a.note("bridged pods can't be judged", &a.state.bridges, bridges)
-	if err == nil { // a repair brings the sets up to date as well
-		a.note("sets of isolated pods are not up to date", &a.state.sets, nil)
-	}
+	a.note("sets of isolated pods are not up to date", &a.state.sets, a.kernel.SetsError())
+	a.note("bridged pods can't be judged", &a.state.bridges, filter.CheckBridges(a.engine.Snapshot().JudgedAddrs()))
 }
 
 // close leaves the gate as --fail-open says and writes out the decision log.
