@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"portcullis/bench/lab"
@@ -200,6 +201,26 @@ func TestDecisionLog(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestRotatedLog renames the decision log and has the agent open it anew.
+func TestRotatedLog(t *testing.T) {
+	t.Parallel()
+	w := gateWorld(t, "rotated", lab.Routed)
+	w.start()
+	w.expect("allow tcp4 a/web a/db:80")
+	w.logged(1, func(line) bool { return true })
+	w.must(os.Rename(w.log, w.log+".1"))
+	w.must(w.agent.Signal(syscall.SIGHUP))
+	w.until("there is a new file", func() error {
+		_, err := os.Stat(w.log)
+		return err
+	})
+	w.expect("deny tcp4 b/free a/db:80")
+	w.logged(1, func(d line) bool { return d.Verdict == "deny" })
+	if n := len(w.decisions()); n != 1 {
+		t.Errorf("%d decisions are in the new file", n)
+	}
 }
 
 // TestHTTP looks at the three pages and the log's file mode.

@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"os/signal"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"portcullis/filter"
@@ -27,6 +30,7 @@ type agent struct {
 	engine   *verdict.Engine
 	kernel   *filter.Kernel
 	audit    *audit.Log
+	sink     io.Writer
 	source   source
 	compiler *policycache.Compiler
 	queueCfg filter.QueueConfig
@@ -53,6 +57,10 @@ type agentState struct {
 
 // runAgent enforces until ctx ends.
 func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.Logger) (err error) {
+	// Parts and libraries that say something on their own say it here; what
+	// libraries have to say is detail.
+	slog.SetDefault(log)
+	slog.SetLogLoggerLevel(slog.LevelDebug)
 	a, err := newAgent(o, stdout, log)
 	if err != nil {
 		return err
@@ -68,6 +76,7 @@ func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.
 	failed := make(chan error, 1)
 	var parts sync.WaitGroup
 	parts.Go(func() { a.repairUntil(ctx) })
+	parts.Go(func() { a.reopenUntil(ctx) })
 	err = a.source.run(ctx, func(objects *policycache.Objects) {
 		if err := a.apply(objects); err != nil {
 			select {
@@ -122,6 +131,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 		engine:   verdict.NewEngine(),
 		kernel:   kernel,
 		audit:    audit.NewLog(sink, o.node, o.ringSize),
+		sink:     sink,
 		source:   source,
 		compiler: policycache.NewCompiler(o.node, log),
 		queueCfg: filter.QueueConfig{
@@ -265,6 +275,31 @@ func (a *agent) noteParts() {
 	defer a.mu.Unlock()
 	a.note("sets of isolated pods are not up to date", &a.state.sets, a.kernel.SetsError())
 	a.note("bridged pods can't be judged", &a.state.bridges, filter.CheckBridges(a.engine.Snapshot().JudgedAddrs()))
+}
+
+// reopenUntil opens the decision log's file anew on each SIGHUP, for those who
+// rotate logs by renaming them. The signal, which is sent by a terminal that
+// goes away too, never ends the agent.
+func (a *agent) reopenUntil(ctx context.Context) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+		}
+		file, ok := a.sink.(*audit.File)
+		if !ok {
+			continue
+		}
+		if err := file.Reopen(); err != nil {
+			a.log.Error("the decision log can't be opened anew, the old file stays in use", "err", err)
+			continue
+		}
+		a.log.Info("decision log opened anew")
+	}
 }
 
 // close leaves the gate as --fail-open says and writes out the decision log.

@@ -340,6 +340,83 @@ func TestLogFailingWriter(t *testing.T) {
 	}
 }
 
+// stubborn takes part of one write, nothing of the next, and then all.
+type stubborn struct {
+	bytes.Buffer
+	writes int
+}
+
+func (s *stubborn) Write(b []byte) (int, error) {
+	switch s.writes++; s.writes {
+	case 1:
+		n, _ := s.Buffer.Write(b[:10])
+		return n, errors.New("no space left")
+	case 2:
+		return 0, errors.New("no space left")
+	}
+	return s.Buffer.Write(b)
+}
+
+// A line's remains that can't be ended yet spoil no line: what was to follow is
+// lost, counted as such.
+func TestLogTornLine(t *testing.T) {
+	old := slog.Default()
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+	defer slog.SetDefault(old)
+	synctest.Test(t, func(t *testing.T) {
+		w := &stubborn{}
+		l := NewLog(w, "n1", 16)
+		r, rec := l.NewRing(), denied()
+		for range 3 {
+			r.Put(&rec)
+			time.Sleep(2 * pollEvery)
+		}
+		l.Close()
+		lines := strings.Split(w.String(), "\n")
+		if l.Written() != 1 || l.Lost() != 2 || len(lines) != 3 || !json.Valid([]byte(lines[1])) {
+			t.Errorf("%d written, %d lost, lines %q", l.Written(), l.Lost(), lines)
+		}
+	})
+}
+
+// A file that was renamed goes on until it is opened anew; if that fails, too.
+func TestReopen(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "log", "decisions")
+	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w, err := OpenSink(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := w.(*File)
+	io.WriteString(f, "one\n")
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(f, "two\n")
+	if err := f.Reopen(); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(f, "three\n")
+	if err := os.Rename(filepath.Dir(path), filepath.Join(dir, "away")); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Reopen(); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("a directory that has gone: %v", err)
+	}
+	io.WriteString(f, "four\n")
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"decisions.1": "one\ntwo\n", "decisions": "three\nfour\n"} {
+		if b, err := os.ReadFile(filepath.Join(dir, "away", name)); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", name, b, err)
+		}
+	}
+}
+
 func TestOpenSink(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions")
 	for _, s := range []string{"one\n", "two\n"} {

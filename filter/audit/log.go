@@ -189,13 +189,17 @@ func (l *Log) flush() {
 	if l.lines == 0 {
 		return
 	}
+	var n int
+	var err error
 	if l.torn {
 		// What a failed write left of a line must not spoil the next one.
-		if n, _ := l.w.Write([]byte{'\n'}); n == 1 {
-			l.torn = false
-		}
+		n, err = l.w.Write([]byte{'\n'})
+		l.torn = n != 1
+		n = 0
 	}
-	n, err := l.w.Write(l.buf)
+	if !l.torn {
+		n, err = l.w.Write(l.buf)
+	}
 	done := l.lines
 	if err != nil {
 		done = uint64(bytes.Count(l.buf[:n], []byte{'\n'}))
@@ -211,18 +215,53 @@ func (l *Log) flush() {
 	l.buf, l.lines = l.buf[:0], 0
 }
 
-// OpenSink opens what the log is to be written to: a file, which is created
-// for its owner only and appended to, or the standard output for "-". Closing
-// the standard output's sink does nothing.
+// OpenSink opens what the log is to be written to: a File, or the standard
+// output for "-". Closing the standard output's sink does nothing.
 func OpenSink(path string) (io.WriteCloser, error) {
 	if path == "-" {
 		return stdout{}, nil
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f := &File{path: path}
+	return f, f.Reopen()
+}
+
+// File is a file that the log is appended to, created for its owner only. Its
+// methods may be called from several goroutines.
+type File struct {
+	path string
+	mu   sync.Mutex
+	f    *os.File
+}
+
+// Reopen opens the file by its name anew, as is needed after it was renamed or
+// removed to make room for a new one. If that fails, the old one stays in use.
+func (s *File) Reopen() error {
+	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("decision log: %w", err)
+		return fmt.Errorf("decision log: %w", err)
 	}
-	return f, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.f
+	s.f = f
+	if old == nil {
+		return nil
+	}
+	return old.Close()
+}
+
+// Write appends to the file.
+func (s *File) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.f.Write(b)
+}
+
+// Close closes the file.
+func (s *File) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.f.Close()
 }
 
 type stdout struct{}
