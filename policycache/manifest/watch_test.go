@@ -278,7 +278,7 @@ func TestWatchNeverLoaded(t *testing.T) {
 	write(t, dir, "b.yaml", pod("b", "1"))
 	w := newWatch(t, dir).run()
 	w.await("b=1")
-	if s := w.w.Status(); fmt.Sprint(s.NeverLoaded) != "[a.yaml]" || !s.Loaded || s.Files != 2 || !strings.Contains(s.Errors["a.yaml"], "document 1: yaml:") {
+	if s := w.until("the first state has been applied", func(s Status) bool { return s.Loaded }); fmt.Sprint(s.NeverLoaded) != "[a.yaml]" || s.Files != 2 || !strings.Contains(s.Errors["a.yaml"], "document 1: yaml:") {
 		t.Errorf("status %+v", s)
 	}
 	write(t, dir, "a.yaml", pod("a", "1"))
