@@ -149,7 +149,7 @@ func TestWatchFollows(t *testing.T) {
 	w.await("a=2 b=in-place")
 	remove(t, filepath.Join(dir, "b.yaml"))
 	w.await("a=2")
-	if s := w.w.Status(); !s.Loaded || s.Files != 1 || len(s.Errors) != 0 || s.FailedLoads != 0 || s.LastChange.IsZero() {
+	if s := w.until("the first state has been applied", func(s Status) bool { return s.Loaded }); s.Files != 1 || len(s.Errors) != 0 || s.FailedLoads != 0 || s.LastChange.IsZero() {
 		t.Errorf("status %+v", s)
 	}
 }
