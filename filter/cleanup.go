@@ -9,8 +9,9 @@ import (
 // Cleanup removes everything that Portcullis ever put into the kernel from the
 // calling thread's network namespace: the rules of both iptables families and
 // both backends, the sets, and the mark bits on live connections, which live
-// on: those given, and those that the rules in place were made with. Nothing to remove is no error, nor is a backend that isn't installed.
-// What can't be removed doesn't keep the rest from going.
+// on: those given, and those that the rules in place were made with. Nothing to
+// remove is no error, nor is a backend that isn't installed. What can't be
+// removed doesn't keep the rest from going.
 func Cleanup(log *slog.Logger, markBits uint32) error {
 	if err := checkMarkBits(markBits); err != nil {
 		return err

@@ -94,6 +94,24 @@ func clearConnmarks(markBits uint32) (cleared int, err error) {
 		return 0, fmt.Errorf("open conntrack netlink: %w", err)
 	}
 	defer conn.Close()
+	// A dump walks a table that changes under it, and may miss entries: so
+	// until one finds nothing more.
+	for range clearRounds {
+		n, err := clearRound(conn, markBits)
+		cleared += n
+		if err != nil || n == 0 {
+			return cleared, err
+		}
+	}
+	return cleared, nil
+}
+
+// clearRounds bounds the dumps: whatever is found that often is being marked
+// anew all the time, by a running agent.
+const clearRounds = 5
+
+// clearRound clears the marks that one dump finds.
+func clearRound(conn *netlink.Conn, markBits uint32) (cleared int, err error) {
 	// The kernel picks by "mark & mask == mark", so one bit at a time.
 	for rest := markBits; rest != 0; rest &= rest - 1 {
 		bit := rest & -rest
