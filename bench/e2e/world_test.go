@@ -41,6 +41,13 @@ func newWorld(t *testing.T, name string) *world {
 	t.Cleanup(func() {
 		if t.Failed() && w.agent != nil {
 			t.Logf("the agent said:\n%s", w.agent.Output())
+			b, _ := os.ReadFile(w.log)
+			t.Logf("decisions:\n%s", b)
+			for _, show := range []string{"conntrack -L -o extended,id", "conntrack -L -f ipv6 -o extended,id", "iptables-save -c", "ip6tables-save -c", "ipset list",
+				"cat /proc/thread-self/net/netfilter/nfnetlink_queue"} {
+				out, err := l.Command(context.Background(), lab.Node, strings.Fields(show)...)
+				t.Logf("%s:\n%s (%v)", show, out, err)
+			}
 		}
 		w.must(l.Close())
 	})
