@@ -7,10 +7,19 @@ BENCHCOUNT ?= 6
 FUZZTIME ?= 20s
 PACKAGES := iptables iproute2 conntrack ipset kmod procps
 
-.PHONY: build test control-plane test-api race demo bench fuzz lint fmt deps clean
+.PHONY: build image test control-plane test-api race demo bench fuzz lint fmt deps clean
 
 build: ## the binary, in the working directory
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o portcullis ./cmd/portcullis
+
+ARCH ?= $(shell go env GOARCH)
+IMAGE := $(shell sed -n 's/^ *image: *//p' deploy/portcullis.yaml | head -1)
+image: .bin/rootfs-$(ARCH) ## the image that deploy/portcullis.yaml names, without Docker; prints the archive's path
+	GOOS=linux GOARCH=$(ARCH) go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o .bin/portcullis-$(ARCH) ./cmd/portcullis
+	@go run -C deploy/image . -o $(CURDIR)/.bin/images/portcullis-$(ARCH).tar -ref $(IMAGE) -arch $(ARCH) -rootfs $(CURDIR)/.bin/rootfs-$(ARCH) \
+	  -entrypoint /usr/local/bin/portcullis /usr/local/bin/portcullis=$(CURDIR)/.bin/portcullis-$(ARCH)
+.bin/rootfs-%: ## iptables and its libraries, as of Debian now; remove it to have them anew
+	deploy/image/rootfs.sh $* $@
 
 deps: ## what the real-kernel tests and the demo run
 	@missing=(); for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing+=($$p); done; \

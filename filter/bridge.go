@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -14,12 +15,14 @@ import (
 // ErrBridge says that packets between pods on a bridge can't be enforced.
 var ErrBridge = errors.New("policy can't be enforced on bridged pods")
 
-// bridgeSysctls is where br_netfilter has its switches. What this directory
-// shows are those of the opening thread's network namespace (since Linux 5.3).
-const bridgeSysctls = "/proc/sys/net/bridge/"
+// SysctlDir is where the kernel's sysctls are, unless a container's view of them
+// can't be written and the node's is mounted elsewhere. Whatever the mount, those
+// of net/ are those of the opening thread's network namespace.
+const SysctlDir = "/proc/sys"
 
 // CheckBridges sees to it that packets between pods on one Linux bridge pass
-// iptables at all. Given the addresses of the node's own pods, it looks for a
+// iptables at all. Given where the sysctls are (see SysctlDir) and the addresses
+// of the node's own pods, it looks for a
 // bridge of this network namespace that carries one of them: the route to it
 // leaves by the bridge, or a prefix of the bridge's addresses holds it. If
 // there is one and bridge-nf-call-iptables (for IPv6 addresses
@@ -32,7 +35,7 @@ const bridgeSysctls = "/proc/sys/net/bridge/"
 // Frames with two priority tags pass no rule even so: br_netfilter looks behind
 // one tag only. Who lets pods send what frames they like (CAP_NET_RAW) drops
 // those with ebtables.
-func CheckBridges(pods []netip.Addr) error {
+func CheckBridges(sysctls string, pods []netip.Addr) error {
 	bridges, err := listBridges()
 	if err != nil {
 		return fmt.Errorf("look for bridges: %w", err)
@@ -56,7 +59,7 @@ func CheckBridges(pods []netip.Addr) error {
 		}
 		done[knob] = true
 		for _, k := range []string{knob, "bridge-nf-filter-vlan-tagged"} {
-			if err := switchOn(k, b.name); err != nil {
+			if err := switchOn(filepath.Join(sysctls, "net/bridge", k), k, b.name); err != nil {
 				return err
 			}
 		}
@@ -118,10 +121,9 @@ func carrier(bridges []bridge, pod netip.Addr) *bridge {
 	return nil
 }
 
-// switchOn turns one of br_netfilter's switches on for a bridge that carries
-// pods, unless it is on.
-func switchOn(knob, bridge string) error {
-	path := bridgeSysctls + knob
+// switchOn turns one of br_netfilter's switches, whose file is path, on for a
+// bridge that carries pods, unless it is on.
+func switchOn(path, knob, bridge string) error {
 	state, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		out, loadErr := exec.Command("modprobe", "br_netfilter").CombinedOutput()

@@ -33,7 +33,7 @@ func TestCheckBridges(t *testing.T) {
 			kernelRun(t, "cd /proc/sys/net/bridge; echo "+c.before[:1]+" > bridge-nf-call-iptables; echo "+c.before[1:2]+" > bridge-nf-call-ip6tables; echo "+c.before[2:]+" > bridge-nf-filter-vlan-tagged")
 			kernelRun(t, c.script)
 			for range 2 {
-				kernelOK(t, CheckBridges(kernelAddrs(c.pods)))
+				kernelOK(t, CheckBridges(SysctlDir, kernelAddrs(c.pods)))
 				if got := kernelKnobs(t); got != c.after {
 					t.Errorf("switches are %s, want %s", got, c.after)
 				}
@@ -55,10 +55,10 @@ func TestCheckBridgesCannot(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if err := CheckBridges(kernelAddrs("10.9.9.9")); err != nil {
+				if err := CheckBridges(SysctlDir, kernelAddrs("10.9.9.9")); err != nil {
 					t.Errorf("for a pod that isn't on the bridge: %v", err)
 				}
-				err := CheckBridges(kernelAddrs("10.0.0.2"))
+				err := CheckBridges(SysctlDir, kernelAddrs("10.0.0.2"))
 				kernelOneLine(t, err, ErrBridge, c.want)
 				if err != nil && !strings.Contains(err.Error(), "cni0") {
 					t.Errorf("the bridge isn't named: %v", err)
@@ -66,4 +66,27 @@ func TestCheckBridgesCannot(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestCheckBridgesElsewhere: in a container /proc/sys can't be written, but the
+// node's can, where it is mounted for that.
+func TestCheckBridgesElsewhere(t *testing.T) {
+	kernelThrowaway(t, func() {
+		if _, err := kernelTry(`cd /proc/sys/net/bridge; echo 0 > bridge-nf-call-iptables; echo 0 > bridge-nf-call-ip6tables; echo 0 > bridge-nf-filter-vlan-tagged; cd /
+			ip link add cni0 type bridge; ip addr add 10.0.0.1/24 dev cni0
+			mkdir -p /run/node/net; mount -o bind /proc/sys/net /run/node/net
+			mount -o bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys`); err != nil {
+			t.Error(err)
+			return
+		}
+		if err := CheckBridges(SysctlDir, kernelAddrs("10.0.0.2")); err == nil {
+			t.Error("the container's own sysctls could be written: nothing is shown")
+		}
+		if err := CheckBridges("/run/node", kernelAddrs("10.0.0.2")); err != nil {
+			t.Error(err)
+		}
+		if got := kernelKnobs(t); got != "101" {
+			t.Errorf("switches are %s, want 101", got)
+		}
+	})
 }

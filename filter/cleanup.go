@@ -11,7 +11,8 @@ import (
 // both backends, the sets, and the mark bits on live connections, which live
 // on: those given, and those that the rules in place were made with. Nothing to
 // remove is no error, nor is a backend that isn't installed. What can't be
-// removed doesn't keep the rest from going.
+// removed doesn't keep the rest from going. While an agent runs, which would put
+// its rules back, nothing is removed and the error says so.
 func Cleanup(log *slog.Logger, markBits uint32) error {
 	if err := checkMarkBits(markBits); err != nil {
 		return err
@@ -19,7 +20,11 @@ func Cleanup(log *slog.Logger, markBits uint32) error {
 	if err := checkCapabilities(); err != nil {
 		return err
 	}
-	markBits |= inPlace().markBits()
+	found := inPlace()
+	if err := found.checkUnattended(); err != nil {
+		return err
+	}
+	markBits |= found.markBits()
 	// Rules first: a set that a rule refers to can't be destroyed.
 	errs := []error{sweepBackend(backendNFT), sweepBackend(backendLegacy)}
 	if err := checkIpset(); err != nil {

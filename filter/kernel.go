@@ -209,8 +209,12 @@ func (k *Kernel) Install() error {
 // in replacing each other's rules and members of sets, and where they don't
 // agree who is isolated, the gate would be open half the time. Call it before
 // this process listens itself.
-func (k *Kernel) CheckAlone() error {
-	for _, queue := range inPlace().queues() {
+func (k *Kernel) CheckAlone() error { return inPlace().checkUnattended() }
+
+// checkUnattended gives an error if a process listens to a queue that these rules
+// lead to.
+func (l listing) checkUnattended() error {
+	for _, queue := range l.queues() {
 		if owner, bound := queueOwner(queue); bound {
 			return fmt.Errorf("queue %d, which the rules in place lead to, is already bound by another process (netlink port %d): another agent on this node? stop it first", queue, owner)
 		}

@@ -274,7 +274,7 @@ func (a *agent) noteParts() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.note("sets of isolated pods are not up to date", &a.state.sets, a.kernel.SetsError())
-	a.note("bridged pods can't be judged", &a.state.bridges, filter.CheckBridges(a.engine.Snapshot().JudgedAddrs()))
+	a.note("bridged pods can't be judged", &a.state.bridges, filter.CheckBridges(a.options.sysctlDir, a.engine.Snapshot().JudgedAddrs()))
 }
 
 // reopenUntil opens the decision log's file anew on each SIGHUP, for those who
