@@ -5,9 +5,10 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 BENCHTIME ?= 0.5s
 BENCHCOUNT ?= 6
 FUZZTIME ?= 20s
+RUNS ?= 1
 PACKAGES := iptables iproute2 conntrack ipset kmod procps
 
-.PHONY: build image test control-plane test-api race demo bench fuzz lint fmt deps clean
+.PHONY: build image test manifests control-plane cluster-deps cluster cluster-up cluster-down cluster-test conformance test-api race demo bench fuzz lint fmt deps clean
 
 build: ## the binary, in the working directory
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o portcullis ./cmd/portcullis
@@ -18,8 +19,8 @@ image: .bin/rootfs-$(ARCH) ## the image that deploy/portcullis.yaml names, witho
 	GOOS=linux GOARCH=$(ARCH) go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o .bin/portcullis-$(ARCH) ./cmd/portcullis
 	@go run -C deploy/image . -o $(CURDIR)/.bin/images/portcullis-$(ARCH).tar -ref $(IMAGE) -arch $(ARCH) -rootfs $(CURDIR)/.bin/rootfs-$(ARCH) \
 	  -entrypoint /usr/local/bin/portcullis /usr/local/bin/portcullis=$(CURDIR)/.bin/portcullis-$(ARCH)
-.bin/rootfs-%: ## iptables and its libraries, as of Debian now; remove it to have them anew
-	deploy/image/rootfs.sh $* $@
+.bin/rootfs-%: deploy/image/rootfs.sh ## iptables and its libraries, as of Debian now; remove it to have them anew
+	rm -rf $@ && deploy/image/rootfs.sh $* $@
 
 deps: ## what the real-kernel tests and the demo run
 	@missing=(); for p in $(PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || missing+=($$p); done; \
@@ -28,14 +29,45 @@ deps: ## what the real-kernel tests and the demo run
 
 test: deps ## all tests, those on the real kernel included (as root)
 	go test ./...
+	go test -C deploy/image ./...
+
+manifests: ## deploy/*.yaml anew from deploy/kustomize
+	go test ./deploy -run Fresh -update
 
 K8S := v1.37.2
 K8SFLAGS := $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $(p).gitVersion=$(K8S) -X $(p).gitMajor=1 -X $(p).gitMinor=37)
+KUBE := kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet kube-proxy
+K8SBUILD = CGO_ENABLED=0 go build -C deploy/cluster -trimpath -o $(CURDIR)/$@
+.bin/etcd: deploy/cluster/go.mod
+	$(K8SBUILD) -ldflags '-s -w' go.etcd.io/etcd/server/v3
+$(KUBE:%=.bin/%): .bin/%: deploy/cluster/go.mod
+	$(K8SBUILD) -ldflags '-s -w $(K8SFLAGS)' k8s.io/kubernetes/cmd/$*
+.bin/agnhost: deploy/cluster/go.mod
+	$(K8SBUILD) -ldflags '-s -w' k8s.io/kubernetes/test/images/agnhost
+.bin/ginkgo: deploy/cluster/go.mod
+	$(K8SBUILD) -ldflags '-s -w' github.com/onsi/ginkgo/v2/ginkgo
+.bin/e2e.test: deploy/cluster/go.mod
+	CGO_ENABLED=0 go test -c -C deploy/cluster -trimpath -ldflags '-s -w $(K8SFLAGS)' -o $(CURDIR)/$@ k8s.io/kubernetes/test/e2e
 control-plane: .bin/etcd .bin/kube-apiserver ## real ones, built from Go modules (minutes, once)
-.bin/etcd:
-	go build -C deploy/cluster -trimpath -ldflags '-s -w' -o $(CURDIR)/$@ go.etcd.io/etcd/server/v3
-.bin/kube-apiserver:
-	go build -C deploy/cluster -trimpath -ldflags '-s -w $(K8SFLAGS)' -o $(CURDIR)/$@ k8s.io/kubernetes/cmd/kube-apiserver
+
+# Whoever has containerd from elsewhere keeps it, hence PACKAGE=COMMAND.
+CLUSTERPACKAGES := containerd=containerd runc=runc containernetworking-plugins=/usr/lib/cni/bridge nftables=nft openssl=openssl
+cluster-deps: deps
+	@missing=(); for p in $(CLUSTERPACKAGES); do command -v $${p#*=} >/dev/null || missing+=($${p%=*}); done; \
+	if (( $${#missing[@]} )); then apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -q --no-install-recommends "$${missing[@]}"; fi
+
+cluster: cluster-deps image .bin/etcd $(KUBE:%=.bin/%) .bin/agnhost ## all that a cluster is made of
+	deploy/cluster/images.sh
+cluster-up: cluster ## a real Kubernetes in namespaces: NODES=2 CNI=ptp|bridge PROXY=iptables|nftables DUAL=1|0
+	deploy/cluster/up.sh
+cluster-down: ## ends it
+	deploy/cluster/down.sh
+cluster-test: cluster ## the DaemonSet's life on two such clusters, one after the other
+	go test -tags cluster ./bench/e2e -run '^TestCluster$$' -count 1 -timeout 20m -v
+
+conformance: cluster .bin/e2e.test .bin/ginkgo ## Kubernetes' own tests of NetworkPolicy, RUNS times, into bench/CONFORMANCE.md
+	RUNS=$(RUNS) K8S=$(K8S) go test -tags conformance ./bench/e2e -run '^TestConformance$$' -count 1 -timeout 3h -v
 
 test-api: control-plane ## the watch of the cluster against a real API server on loopback
 	go test -tags apiserver ./policycache ./cmd/portcullis -run APIServer -count 1
@@ -57,8 +89,8 @@ fuzz: ## each fuzz target for FUZZTIME
 	  echo "== $$p $$f"; go test $$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) || exit 1; done; done
 
 lint:
-	go vet ./... && go vet -tags apiserver ./...
-	go tool staticcheck -tags apiserver ./...
+	go vet ./... && go vet -tags apiserver,cluster,conformance ./... && go vet -C deploy/image ./... && go vet -C deploy/cluster ./pause
+	go tool staticcheck -tags apiserver,cluster,conformance ./...
 	@test -z "$$(gofmt -l .)" || (echo "not gofmt'ed:"; gofmt -l .; exit 1)
 
 fmt:

@@ -55,6 +55,25 @@ func TestPreflightCapabilities(t *testing.T) {
 	}
 }
 
+// TestCapabilitiesAreNeeded shows why the manifest asks for two capabilities: with
+// either of them alone iptables itself refuses what the rules need. Of the legacy
+// backend nothing works without a raw socket, of the other one no match of a set.
+func TestCapabilitiesAreNeeded(t *testing.T) {
+	kernelEach(t, func(t *testing.T, backend string) {
+		kernelOK(t, createSet(4))
+		rule := "iptables-" + backend + " -t mangle -A FORWARD -m set --match-set " + family(4).set() + " src -j DROP"
+		for _, c := range []struct {
+			caps string
+			ok   bool
+		}{{"net_admin,+net_raw", true}, {"net_admin", false}, {"net_raw", false}} {
+			_, err := kernelTry("setpriv --bounding-set -all,+" + c.caps + " --inh-caps -all " + rule)
+			if (err == nil) != c.ok {
+				t.Errorf("%s with %s alone: %v", backend, c.caps, err)
+			}
+		}
+	})
+}
+
 func TestPreflightNoIptables(t *testing.T) {
 	for _, backend := range []string{"auto", "nft", "legacy"} {
 		kernelNetns(t)

@@ -135,6 +135,19 @@ const allowEgressRows = `
 	reach tcp  default/db       ten1:81
 `
 
+// fixtures are the example policies, some of them together, and what they say.
+var fixtures = []struct {
+	files []string
+	rows  string
+}{
+	{[]string{"test-network-policy"}, dbRows},
+	{[]string{"access-nginx"}, nginxRows},
+	{[]string{"default-deny-ingress"}, denyIngressRows},
+	{[]string{"default-deny-ingress", "allow-all-ingress"}, allowIngressRows},
+	{[]string{"default-deny-egress"}, denyEgressRows},
+	{[]string{"default-deny-egress", "allow-all-egress"}, allowEgressRows},
+}
+
 // TestFixtures applies the example policies one after the other: each clause
 // is tried where it allows and where it denies, and explain must see it the
 // same way.
@@ -143,17 +156,7 @@ func TestFixtures(t *testing.T) {
 	bothModes(t, "fixtures", func(t *testing.T, name string, mode lab.Mode) {
 		w := fixtureWorld(t, name, mode)
 		w.must(w.lab.Serve(lab.Node, lab.Port{Proto: lab.TCP, Port: 9999}))
-		for _, f := range []struct {
-			files []string
-			rows  string
-		}{
-			{[]string{"test-network-policy"}, dbRows},
-			{[]string{"access-nginx"}, nginxRows},
-			{[]string{"default-deny-ingress"}, denyIngressRows},
-			{[]string{"default-deny-ingress", "allow-all-ingress"}, allowIngressRows},
-			{[]string{"default-deny-egress"}, denyEgressRows},
-			{[]string{"default-deny-egress", "allow-all-egress"}, allowEgressRows},
-		} {
+		for _, f := range fixtures {
 			w.open(f.rows)
 			for _, file := range f.files {
 				w.example(file)

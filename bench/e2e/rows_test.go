@@ -177,7 +177,7 @@ func (w *world) explained(rows []row) (verdicts []string) {
 		}
 		w.must(json.NewEncoder(&in).Encode(question))
 	}
-	cmd := exec.Command(binary, "explain", "--manifests", w.dir, "--connections", "-")
+	cmd := exec.Command(w.explain[0], append(w.explain[1:], "--connections", "-")...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = &in, &out, &problems
 	if err := cmd.Run(); err != nil {
 		w.Fatalf("explain: %v: %s%s", err, problems.String(), out.String())

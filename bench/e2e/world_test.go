@@ -23,10 +23,11 @@ const httpAddr = "127.0.0.1:9353"
 // world is a lab, the directory of manifests and the agent that reads it.
 type world struct {
 	*testing.T
-	lab   *lab.Lab
-	dir   string
-	log   string // the decision log's file
-	agent *lab.Process
+	lab     *lab.Lab
+	dir     string
+	log     string // the decision log's file
+	agent   *lab.Process
+	explain []string // the command that answers for this world
 }
 
 // newWorld makes an empty world that goes away with the test. A test that fails
@@ -38,6 +39,7 @@ func newWorld(t *testing.T, name string) *world {
 		t.Fatal(err)
 	}
 	w := &world{T: t, lab: l, dir: t.TempDir(), log: filepath.Join(t.TempDir(), "decisions.log")}
+	w.explain = []string{binary, "explain", "--manifests", w.dir}
 	t.Cleanup(func() {
 		if t.Failed() && w.agent != nil {
 			t.Logf("the agent said:\n%s", w.agent.Output())

@@ -110,7 +110,7 @@ func (l *Lab) Namespace(who string) string { return l.prefix + spaceName(who) }
 func (l *Lab) Names() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]string(nil), l.order[1:]...)
+	return slices.DeleteFunc(slices.Clone(l.order), func(who string) bool { return who == Node })
 }
 
 // IPs gives a member's addresses; nil when there is no such member.
@@ -164,22 +164,26 @@ func (l *Lab) member(who string) (*member, error) {
 // addMember makes a namespace and gives it a place in the lab. Half-made
 // members are members too, so that Close finds them.
 func (l *Lab) addMember(who string, ips []netip.Addr, pod *PodSpec) (*member, error) {
+	m := &member{ips: ips, pod: pod}
+	return m, l.join(who, m, func() (*space, error) { return newSpace(l.Namespace(who)) })
+}
+
+// join gives a member a place in the lab and the space that find makes or finds.
+func (l *Lab) join(who string, m *member, find func() (*space, error)) (err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		return nil, errors.New("the lab is closed")
+		return errors.New("the lab is closed")
 	}
 	if l.members[who] != nil {
-		return nil, fmt.Errorf("the lab has a %q already", who)
+		return fmt.Errorf("the lab has a %q already", who)
 	}
-	s, err := newSpace(l.Namespace(who))
-	if err != nil {
-		return nil, err
+	if m.space, err = find(); err != nil {
+		return err
 	}
-	m := &member{space: s, ips: ips, pod: pod}
 	l.members[who] = m
 	l.order = append(l.order, who)
-	return m, nil
+	return nil
 }
 
 // dropMember undoes addMember.

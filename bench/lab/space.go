@@ -21,11 +21,13 @@ const (
 	netnsDir   = "/run/netns"
 )
 
-// space is a named network namespace and a netlink socket in it.
+// space is a named network namespace and a netlink socket in it. A foreign one is
+// somebody else's: it has no such socket, and stays when the space is removed.
 type space struct {
-	name string
-	ns   netns.NsHandle
-	nl   *netlink.Handle
+	name    string
+	ns      netns.NsHandle
+	nl      *netlink.Handle
+	foreign bool
 }
 
 // spaceName makes a member's name fit for a file name.
@@ -142,6 +144,9 @@ func (s *space) remove() error {
 		if err := s.ns.Close(); err != nil {
 			return fmt.Errorf("close network namespace %s: %w", s.name, err)
 		}
+	}
+	if s.foreign {
+		return nil
 	}
 	return removeNamed(s.name)
 }

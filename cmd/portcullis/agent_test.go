@@ -6,12 +6,16 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/spf13/pflag"
+	appsv1 "k8s.io/api/apps/v1"
+	"sigs.k8s.io/yaml"
 )
 
 // TestWrongCommandLines holds that a mistake is told in one line on stderr that
@@ -88,6 +92,38 @@ func TestOutlivesItsReaders(t *testing.T) {
 	cmd.Stdout, cmd.Stderr = writer, writer
 	if err := cmd.Run(); cmd.ProcessState.ExitCode() != 42 {
 		t.Errorf("writing where nobody reads: %v, want exit status 42", err)
+	}
+}
+
+// TestManifestsArguments holds that what the manifests run is what this program
+// takes.
+func TestManifestsArguments(t *testing.T) {
+	t.Setenv("NODE_NAME", "some-node")
+	tried := 0
+	for _, file := range []string{"portcullis.yaml", "uninstall.yaml"} {
+		text, err := os.ReadFile(filepath.Join("../../deploy", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, object, _ := strings.Cut(string(text), "\nkind: DaemonSet\n")
+		var ds appsv1.DaemonSet
+		if err := yaml.Unmarshal([]byte("kind: DaemonSet\n"+object), &ds); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		pod := ds.Spec.Template.Spec
+		for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+			tried++
+			cmd, rest, err := newRootCmd().Find(c.Args)
+			if err == nil {
+				err = cmd.ParseFlags(rest)
+			}
+			if err != nil || cmd.Flags().NArg() > 0 {
+				t.Errorf("%s runs portcullis %s: %v", file, strings.Join(c.Args, " "), err)
+			}
+		}
+	}
+	if tried != 3 {
+		t.Errorf("%d containers found, want 3", tried)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -62,7 +63,11 @@ func (s *search) need(file string) error {
 		return fmt.Errorf("read %s: %w", real, err)
 	}
 	defer f.Close()
-	if interp := interpreter(f); interp != "" {
+	interp, err := interpreter(f)
+	if err != nil {
+		return fmt.Errorf("read the interpreter of %s: %w", real, err)
+	}
+	if interp != "" {
 		if err := s.need(interp); err != nil {
 			return err
 		}
@@ -96,17 +101,14 @@ func (s *search) needLibrary(lib string, machine elf.Machine) error {
 
 // interpreter gives the path of the dynamic loader, or "" for a library or a
 // static binary.
-func interpreter(f *elf.File) string {
+func interpreter(f *elf.File) (string, error) {
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
-			b := make([]byte, p.Filesz)
-			if _, err := p.ReadAt(b, 0); err != nil {
-				return ""
-			}
-			return strings.TrimRight(string(b), "\x00")
+			b, err := io.ReadAll(p.Open())
+			return strings.TrimRight(string(b), "\x00"), err
 		}
 	}
-	return ""
+	return "", nil
 }
 
 // resolve follows symbolic links, none of which leads out of the root, and adds

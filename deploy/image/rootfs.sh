@@ -41,6 +41,7 @@ apt install --download-only --yes --no-install-recommends iptables
 for deb in "$cache"/archives/*.deb; do dpkg-deb -x "$deb" "$cache/unpacked"; done
 
 # Out of the packages, what the commands need, their extensions, and the licences.
+# /etc/protocols isn't needed: iptables itself knows the names that the agent uses.
 cd "$cache/unpacked"
 needed=$(env -u GOOS -u GOARCH go run -C "$here" . -closure "$PWD" \
   usr/sbin/{ip,ip6}tables-{nft,legacy}{,-save,-restore} usr/lib/*/xtables/*.so)

@@ -87,10 +87,16 @@ func (t tree) addRoot(root string) error {
 		if err != nil {
 			return fmt.Errorf("read the tree %s: %w", root, err)
 		}
-		dst := "/" + filepath.ToSlash(strings.TrimPrefix(strings.TrimPrefix(src, filepath.Clean(root)), "/"))
+		rel, err := filepath.Rel(root, src)
+		if err != nil {
+			return fmt.Errorf("read the tree %s: %w", root, err)
+		}
+		dst := path.Join("/", filepath.ToSlash(rel))
 		switch {
 		case dst == "/" && d.IsDir():
 			return nil
+		case dst == "/":
+			return fmt.Errorf("-rootfs: %s is no directory", root)
 		case d.Type() == fs.ModeSymlink:
 			target, err := os.Readlink(src)
 			if err != nil {

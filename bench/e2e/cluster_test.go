@@ -1,0 +1,364 @@
+//go:build cluster
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"portcullis/bench/lab"
+)
+
+// TestCluster tells the life of the DaemonSet on a real Kubernetes, as its users
+// have it, on two kinds of node network and both kinds of kube-proxy: from kubectl
+// apply to the uninstallation that leaves nothing.
+func TestCluster(t *testing.T) {
+	for _, kind := range []struct{ cni, proxy string }{{"ptp", "iptables"}, {"bridge", "nftables"}} {
+		t.Run(kind.cni+"-"+kind.proxy, func(t *testing.T) {
+			c := newCluster(t, kind.cni, kind.proxy)
+			c.cast()
+			before := c.kernelStates()
+			c.install()
+			for _, chapter := range []struct {
+				name string
+				tell func(*cluster)
+			}{
+				{"the example policies", (*cluster).examples},
+				{"services", (*cluster).services},
+				{"probes, the node and the API server", (*cluster).probesNodeAndServer},
+				{"pods come and go", (*cluster).podsComeAndGo},
+				{"a rolling restart", (*cluster).rollingRestart},
+				{"a capability is missing", (*cluster).missingCapability},
+				{"decisions", (*cluster).decisionsTell},
+			} {
+				started := time.Now()
+				if !t.Run(chapter.name, func(t *testing.T) { chapter.tell(&cluster{c.in(t), c.cni, c.proxy}) }) {
+					t.Fatalf("what follows would only fail because of it")
+				}
+				t.Logf("%s: %s", chapter.name, time.Since(started).Round(time.Second/10))
+			}
+			c.uninstall(before)
+		})
+	}
+}
+
+// in is the same world for a subtest.
+func (w *world) in(t *testing.T) *world {
+	clone := *w
+	clone.T = t
+	return &clone
+}
+
+// install applies the one file. Where pods are bridged the node starts with the
+// switch off that makes bridged packets pass iptables, and the agent, which isn't
+// privileged, must be able to turn it on.
+func (c *cluster) install() {
+	c.on(1, "echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables; echo 0 >/proc/sys/net/bridge/bridge-nf-call-ip6tables")
+	c.kubectl("apply", "-f", filepath.Join(repo, "deploy/portcullis.yaml"))
+	c.rolledOut()
+	c.applyText(policy("default/all", "{podSelector: {}}")) // whose pods, bridged, need the switch
+	c.until("the agent is ready", func() error {
+		ready, err := c.lab.HTTPClient(lab.Node).Get("http://127.0.0.1:9353/readyz?verbose")
+		if err != nil {
+			return err
+		}
+		defer ready.Body.Close()
+		if ready.StatusCode != 200 {
+			return fmt.Errorf("%s", ready.Status)
+		}
+		return nil
+	})
+	c.settle("deny tcp default/client default/frontend:80\ndeny tcp default/db default/frontend:80")
+	want := "0\n"
+	if c.cni == "bridge" {
+		want = "1\n"
+	}
+	if got := c.on(1, "cat /proc/sys/net/bridge/bridge-nf-call-iptables"); got != want {
+		c.Errorf("with CNI %s bridge-nf-call-iptables is %swant %s", c.cni, got, want)
+	}
+	c.kubectl("delete", "networkpolicy", "all")
+	c.settle(allOpen)
+}
+
+// examples applies the example policies, as bench/e2e does in its lab: the same
+// rows, by real pods on two nodes.
+func (c *cluster) examples() {
+	for _, f := range fixtures {
+		rows := strings.ReplaceAll(f.rows, "192.168.77.10", "172.30.99.11")
+		c.open(rows)
+		for _, file := range f.files {
+			c.kubectl("apply", "-f", filepath.Join(repo, "deploy/examples", file+".yaml"))
+		}
+		c.settle(rows)
+		c.expect(rows)
+		c.agrees(c.rows(rows))
+		for _, file := range f.files {
+			c.kubectl("delete", "-f", filepath.Join(repo, "deploy/examples", file+".yaml"))
+		}
+		c.settle(allOpen)
+	}
+}
+
+// services reaches the database by its Services, whose packets are judged after
+// DNAT and before SNAT.
+func (c *cluster) services() {
+	c.kubectl("apply", "-f", filepath.Join(repo, "deploy/examples/test-network-policy.yaml"))
+	defer c.kubectl("delete", "-f", filepath.Join(repo, "deploy/examples/test-network-policy.yaml"))
+	var rows strings.Builder
+	for _, ip := range c.service("db").Spec.ClusterIPs {
+		at := netip.AddrPortFrom(netip.MustParseAddr(ip), 6379).String()
+		fmt.Fprintf(&rows, `
+			allow tcp default/frontend %[1]s # on one node
+			allow tcp mine/worker      %[1]s # from another node
+			deny  tcp default/client   %[1]s
+			deny  tcp other/frontend   %[1]s
+			allow tcp default/db       %[1]s # itself, isolated both ways as it is
+		`, at)
+	}
+	rows.WriteString(`
+		# The database's node delivers with the source as it was, or does so before SNAT.
+		allow tcp docker  172.30.99.11:30080
+		deny  tcp docker1 172.30.99.11:30080
+		allow tcp docker  172.30.99.11:30079
+		deny  tcp docker1 172.30.99.11:30079
+		# By way of another node it comes in that node's name, whom nothing admits.
+		deny  tcp docker  172.30.99.12:30079
+	`)
+	c.settle(rows.String())
+	c.expect(rows.String())
+	c.applyText(policy("default/nodes", "{podSelector: {matchLabels: {role: db}}, ingress: [{from: [{ipBlock: {cidr: 172.30.99.12/32}}]}]}"))
+	c.settle("allow tcp docker 172.30.99.12:30079")
+	c.kubectl("delete", "networkpolicy", "nodes")
+	c.settle("deny tcp docker 172.30.99.12:30079")
+}
+
+func (c *cluster) service(name string) *corev1.Service {
+	c.Helper()
+	s := new(corev1.Service)
+	c.must(json.Unmarshal([]byte(c.kubectl("get", "service", name, "-o", "json")), s))
+	return s
+}
+
+// probesNodeAndServer closes the namespace both ways: kubelet's probes go on, the
+// node reaches its own pods and they it, other nodes don't, a label on a pod of the
+// node's network opens nothing, and the API server is reached by whom a policy lets.
+func (c *cluster) probesNodeAndServer() {
+	c.applyText(policy("default/closed", "{podSelector: {}, policyTypes: [Ingress, Egress]}"))
+	c.applyText(policy("default/label", "{podSelector: {matchLabels: {role: db}}, ingress: [{from: [{podSelector: {matchLabels: {role: frontend}}}]}]}"))
+	const rows = `
+		allow tcp  node      default/db:80
+		allow icmp node      default/db
+		allow tcp4 default/db 172.30.99.11:9999
+		deny  tcp  node2     default/db:80 # where a pod labelled role=frontend has the node's network
+		deny  tcp  node      default/nginx:80
+		allow tcp  node2     default/nginx:80
+	`
+	c.settle(rows)
+	c.expect(rows)
+	c.agrees(c.rows("deny tcp node2 default/db:80\nallow tcp node2 default/nginx:80"))
+
+	server := netip.MustParseAddrPort("10.96.0.1:443")
+	if err := c.connect("mine/worker", server); err != nil {
+		c.Errorf("a pod that isn't isolated can't reach the API server: %v", err)
+	}
+	if err := c.connect("default/client", server); err == nil {
+		c.Error("an isolated pod reaches the API server")
+	}
+	c.applyText(policy("default/server", "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 172.30.99.1/32}}], ports: [{port: 6443}]}]}"))
+	c.until("the API server is reached", func() error { return c.connect("default/client", server) })
+
+	// Several times each probe has been tried and would have been noted.
+	unhealthy := func() int {
+		return strings.Count(c.kubectl("get", "events", "-n", "default", "--field-selector", "reason=Unhealthy", "-o", "name"), "\n")
+	}
+	at := unhealthy()
+	time.Sleep(4 * time.Second)
+	if now := unhealthy(); now != at {
+		c.Errorf("kubelet's probes failed %d times", now-at)
+	}
+	for _, p := range c.pods("default") {
+		for _, s := range p.Status.ContainerStatuses {
+			if !s.Ready || s.RestartCount > 0 {
+				c.Errorf("pod %s: ready %t, %d restarts", p.Name, s.Ready, s.RestartCount)
+			}
+		}
+	}
+	c.kubectl("delete", "networkpolicy", "--all")
+	c.settle(allOpen)
+}
+
+// connect opens a TCP connection and closes it.
+func (c *cluster) connect(from string, to netip.AddrPort) error {
+	conn, err := c.lab.Open(from, lab.TCP, to, time.Second)
+	if err == nil {
+		conn.Close()
+	}
+	return err
+}
+
+// podsComeAndGo: a pod's labels, its namespace's, and its end change who may do
+// what, at once.
+func (c *cluster) podsComeAndGo() {
+	c.kubectl("apply", "-f", filepath.Join(repo, "deploy/examples/test-network-policy.yaml"))
+	c.settle("deny tcp default/client default/db:6379\ndeny tcp other/frontend default/db:6379")
+	c.kubectl("label", "pod", "client", "role=frontend")
+	c.settle("allow tcp default/client default/db:6379")
+	c.kubectl("label", "pod", "client", "role-")
+	c.kubectl("label", "namespace", "other", "project=myproject", "--overwrite")
+	c.settle("deny tcp default/client default/db:6379\nallow tcp other/frontend default/db:6379")
+	c.kubectl("label", "namespace", "other", "project=other", "--overwrite")
+	c.settle("deny tcp other/frontend default/db:6379")
+
+	c.applyText(castPod("default/late", 1, "role: db"))
+	c.kubectl("wait", "--for=condition=Ready", "pod/late", "--timeout=60s")
+	late := netip.AddrPortFrom(netip.MustParseAddr(c.kubectlLine("get", "pod", "late", "-o", "jsonpath={.status.podIP}")), 8080).String()
+	c.expect("deny tcp default/client " + late)
+	c.kubectl("delete", "pod", "late")
+	c.until("its address has left the set", func() error {
+		ip, _, _ := strings.Cut(late, ":")
+		if sets := c.on(1, "ipset list portcullis-4"); strings.Contains(sets, ip+"\n") {
+			return fmt.Errorf("the set holds\n%s", sets)
+		}
+		return nil
+	})
+	c.kubectl("delete", "-f", filepath.Join(repo, "deploy/examples/test-network-policy.yaml"))
+	c.settle(allOpen)
+}
+
+func (c *cluster) kubectlLine(args ...string) string {
+	c.Helper()
+	return strings.TrimSpace(c.kubectl(args...))
+}
+
+// rollingRestart: while each node's agent is replaced, what was denied stays denied
+// and what was established goes on; what is new and allowed waits, and gets through.
+func (c *cluster) rollingRestart() {
+	c.kubectl("apply", "-f", filepath.Join(repo, "deploy/examples/test-network-policy.yaml"))
+	c.settle("deny tcp default/client default/db:6379\nallow tcp default/frontend default/db:6379")
+	db := c.lab.IP4("default/db")
+	conn, err := c.lab.Open("default/frontend", lab.TCP, netip.AddrPortFrom(db, 6379), patient)
+	c.must(err)
+	defer conn.Close()
+	old := c.agents()
+	c.kubectl("-n", "portcullis", "rollout", "restart", "daemonset/portcullis")
+	done := make(chan error, 1)
+	go func() {
+		out, err := exec.Command(filepath.Join(repo, "deploy/cluster/kubectl"), "-n", "portcullis", "rollout", "status", "daemonset/portcullis",
+			"--timeout", rollout.String()).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		done <- err
+	}()
+	rounds := 0
+	for restarting := true; restarting; rounds++ {
+		select {
+		case err := <-done:
+			c.must(err)
+			restarting = false
+		default:
+		}
+		c.expect("deny tcp default/client default/db:6379\ndeny tcp other/frontend default/db:6379\ndeny udp default/frontend default/db:6379")
+		if err := conn.Exchange("still there?", patient); err != nil {
+			c.Fatalf("an established connection broke: %v", err)
+		}
+	}
+	if now := c.agents(); now == old {
+		c.Errorf("the agents are the same as before: %s", now)
+	}
+	c.Logf("%d rounds of attempts while the agents were replaced", rounds)
+	c.expect("allow tcp default/frontend default/db:6379\nallow tcp mine/worker default/db:6379")
+}
+
+// agents names the agents' pods.
+func (c *cluster) agents() string {
+	c.Helper()
+	return c.kubectlLine("-n", "portcullis", "get", "pods", "-o", "name")
+}
+
+// missingCapability: without either of its two capabilities the agent doesn't
+// enforce but says so, and the gate that its predecessor left stays as it is.
+func (c *cluster) missingCapability() {
+	for _, only := range []string{"NET_ADMIN", "NET_RAW"} {
+		c.kubectl("-n", "portcullis", "patch", "daemonset", "portcullis", "--type=json",
+			"-p", fmt.Sprintf(`[{"op": "replace", "path": "/spec/template/spec/containers/0/securityContext/capabilities/add", "value": [%q]}]`, only))
+		c.until("an agent says what it lacks", func() error {
+			out, _ := exec.Command(filepath.Join(repo, "deploy/cluster/kubectl"), "-n", "portcullis", "logs",
+				"-l", "app.kubernetes.io/name=portcullis", "--tail=5").CombinedOutput()
+			if !strings.Contains(string(out), "give the container the capabilities NET_ADMIN and NET_RAW") {
+				return fmt.Errorf("the agents say: %s", out)
+			}
+			return nil
+		})
+		c.expect("deny tcp default/client default/db:6379")
+		c.kubectl("-n", "portcullis", "rollout", "undo", "daemonset/portcullis")
+		c.rolledOut()
+	}
+	c.expect("deny tcp default/client default/db:6379\nallow tcp default/frontend default/db:6379")
+}
+
+// decisionsTell: kubectl logs says who was turned away, and by which policy.
+func (c *cluster) decisionsTell() {
+	c.expect("deny tcp4 default/client default/db:6379")
+	c.until("the decision is in the agent's output", func() error {
+		logs := c.kubectl("-n", "portcullis", "logs", "-l", "app.kubernetes.io/name=portcullis", "--tail=-1")
+		for text := range strings.Lines(logs) {
+			var d line
+			if json.Unmarshal([]byte(text), &d) != nil || d.Verdict != "deny" {
+				continue
+			}
+			if d.Src.Pod == "client" && d.Dst.Pod == "db" && d.Dst.Port == 6379 && d.Node == "pc-n1" && d.Ingress != nil &&
+				strings.Join(d.Ingress.Policies, " ") == "default/test-network-policy" {
+				return nil
+			}
+		}
+		return fmt.Errorf("it isn't among %d bytes of logs", len(logs))
+	})
+}
+
+// uninstall follows the README, under a policy that closes much: everything is open
+// afterwards, and the nodes' kernels are as they were before the installation.
+func (c *cluster) uninstall(before [2]string) {
+	c.kubectl("apply", "-f", filepath.Join(repo, "deploy/uninstall.yaml"))
+	c.rolledOut()
+	c.expect("allow tcp default/client default/db:6379\nallow tcp other/frontend default/db:80")
+	for i, after := range c.kernelStates() {
+		if after != before[i] {
+			c.Errorf("node %d before:\n%s\nafter:\n%s", i+1, before[i], after)
+		}
+	}
+	c.kubectl("delete", "-f", filepath.Join(repo, "deploy/portcullis.yaml"), "--timeout=60s")
+	if left := c.kubectl("get", "namespaces,clusterroles,clusterrolebindings", "-o", "name"); strings.Contains(left, "portcullis") {
+		c.Errorf("left in the cluster:\n%s", left)
+	}
+}
+
+// kernelStates gives each node's rules of all tables, families and backends, its
+// sets, and the connections that bear our mark bits. Counters, comments and the order
+// of kube-proxy's rules change by themselves and are left out, and so are legacy
+// tables that nobody has made.
+func (c *cluster) kernelStates() (states [2]string) {
+	c.Helper()
+	for i := range states {
+		all := c.on(i+1, `for v in "" 6; do
+				ip${v}tables-nft-save
+				if [ -s /proc/thread-self/net/ip${v}_tables_names ]; then ip${v}tables-legacy-save; fi
+			done
+			ipset list -n
+			for f in ipv4 ipv6; do for bit in 0x1000 0x2000; do conntrack -L -f $f -m $bit/$bit 2>/dev/null; done; done; true`)
+		lines := strings.Split(regexp.MustCompile(`(?m)^#.*\n| \[\d+:\d+\]$`).ReplaceAllString(all, ""), "\n")
+		slices.Sort(lines)
+		states[i] = strings.Join(lines, "\n")
+	}
+	return states
+}
