@@ -8,7 +8,7 @@ FUZZTIME ?= 20s
 RUNS ?= 1
 PACKAGES := iptables iproute2 conntrack ipset kmod procps
 
-.PHONY: build image test manifests control-plane cluster-deps cluster cluster-up cluster-down cluster-test conformance test-api race demo bench fuzz lint fmt deps clean
+.PHONY: build image image-twice test manifests control-plane cluster-deps cluster cluster-up cluster-down cluster-test conformance test-api race demo bench fuzz lint fmt deps clean
 
 build: ## the binary, in the working directory
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o portcullis ./cmd/portcullis
@@ -19,6 +19,9 @@ image: .bin/rootfs-$(ARCH) ## the image that deploy/portcullis.yaml names, witho
 	GOOS=linux GOARCH=$(ARCH) go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o .bin/portcullis-$(ARCH) ./cmd/portcullis
 	@go run -C deploy/image . -o $(CURDIR)/.bin/images/portcullis-$(ARCH).tar -ref $(IMAGE) -arch $(ARCH) -rootfs $(CURDIR)/.bin/rootfs-$(ARCH) \
 	  -entrypoint /usr/local/bin/portcullis /usr/local/bin/portcullis=$(CURDIR)/.bin/portcullis-$(ARCH)
+image-twice: ## builds it twice, the second time from nothing, and compares
+	@first=$$($(MAKE) -s image | tail -3) && rm -rf .bin/rootfs-$(ARCH) .bin/portcullis-$(ARCH) .bin/images/portcullis-$(ARCH).tar && \
+	second=$$($(MAKE) -s image | tail -3) && [[ $$first = "$$second" ]] && echo "two builds, one digest" || (echo "two builds differ"; exit 1)
 .bin/rootfs-%: deploy/image/rootfs.sh ## iptables and its libraries, as of Debian now; remove it to have them anew
 	rm -rf $@ && deploy/image/rootfs.sh $* $@
 

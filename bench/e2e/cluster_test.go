@@ -5,6 +5,8 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
@@ -20,12 +22,12 @@ import (
 )
 
 // TestCluster tells the life of the DaemonSet on a real Kubernetes, as its users
-// have it, on two kinds of node network and both kinds of kube-proxy: from kubectl
+// have it, on both kinds of node network, of kube-proxy and of iptables: from kubectl
 // apply to the uninstallation that leaves nothing.
 func TestCluster(t *testing.T) {
-	for _, kind := range []struct{ cni, proxy string }{{"ptp", "iptables"}, {"bridge", "nftables"}} {
-		t.Run(kind.cni+"-"+kind.proxy, func(t *testing.T) {
-			c := newCluster(t, kind.cni, kind.proxy)
+	for _, k := range []kind{{"ptp", "iptables", "nft"}, {"bridge", "nftables", "nft"}, {"ptp", "iptables", "legacy"}} {
+		t.Run(k.String(), func(t *testing.T) {
+			c := newCluster(t, k)
 			c.cast()
 			before := c.kernelStates()
 			c.install()
@@ -42,7 +44,7 @@ func TestCluster(t *testing.T) {
 				{"decisions", (*cluster).decisionsTell},
 			} {
 				started := time.Now()
-				if !t.Run(chapter.name, func(t *testing.T) { chapter.tell(&cluster{c.in(t), c.cni, c.proxy}) }) {
+				if !t.Run(chapter.name, func(t *testing.T) { chapter.tell(&cluster{c.in(t), k}) }) {
 					t.Fatalf("what follows would only fail because of it")
 				}
 				t.Logf("%s: %s", chapter.name, time.Since(started).Round(time.Second/10))
@@ -73,10 +75,11 @@ func (c *cluster) install() {
 			return err
 		}
 		defer ready.Body.Close()
-		if ready.StatusCode != 200 {
-			return fmt.Errorf("%s", ready.Status)
+		text, err := io.ReadAll(ready.Body)
+		if want := "backend " + c.iptables; err == nil && (ready.StatusCode != http.StatusOK || !strings.Contains(string(text), want)) {
+			err = fmt.Errorf("%s, want %q:\n%s", ready.Status, want, text)
 		}
-		return nil
+		return err
 	})
 	c.settle("deny tcp default/client default/frontend:80\ndeny tcp default/db default/frontend:80")
 	want := "0\n"

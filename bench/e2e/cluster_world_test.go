@@ -28,16 +28,22 @@ const repo = "../.."
 // as its DaemonSet. Servers and probes of the lab run in the pods' namespaces.
 type cluster struct {
 	*world
-	cni, proxy string
+	kind
 }
 
+// kind is what a cluster's nodes are like: the CNI plugin, kube-proxy's mode and
+// what the iptables command is.
+type kind struct{ cni, proxy, iptables string }
+
+func (k kind) String() string { return k.cni + "-" + k.proxy + "-" + k.iptables }
+
 // newCluster brings a cluster up, which goes away with the test.
-func newCluster(t *testing.T, cni, proxy string) *cluster {
+func newCluster(t *testing.T, k kind) *cluster {
 	t.Helper()
-	c := &cluster{&world{T: t, lab: lab.Around()}, cni, proxy}
+	c := &cluster{&world{T: t, lab: lab.Around()}, k}
 	script := func(name string) *exec.Cmd {
 		cmd := exec.Command(filepath.Join(repo, "deploy/cluster", name))
-		cmd.Env = append(os.Environ(), "NODES=2", "DUAL=1", "CNI="+cni, "PROXY="+proxy)
+		cmd.Env = append(os.Environ(), "NODES=2", "DUAL=1", "CNI="+k.cni, "PROXY="+k.proxy, "IPTABLES="+k.iptables)
 		return cmd
 	}
 	t.Cleanup(func() {

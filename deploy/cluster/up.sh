@@ -1,13 +1,15 @@
 #!/bin/bash
 # up.sh: a real Kubernetes cluster on this machine, in network namespaces without a
-# way out, as root. Settings: NODES=2 CNI=ptp|bridge PROXY=iptables|nftables DUAL=1|0
+# way out, as root. Settings: NODES=2 CNI=ptp|bridge PROXY=iptables|nftables
+# IPTABLES=nft|legacy (what the nodes' iptables command is) DUAL=1|0
 set -euo pipefail
 . "$(dirname "$0")/scripts/env.sh"
 [[ $CNI = ptp || $CNI = bridge ]] || { echo "CNI=$CNI: want ptp or bridge" >&2; exit 1; }
 [[ $PROXY = iptables || $PROXY = nftables ]] || { echo "PROXY=$PROXY: want iptables or nftables" >&2; exit 1; }
+[[ $IPTABLES = nft || $IPTABLES = legacy ]] || { echo "IPTABLES=$IPTABLES: want nft or legacy" >&2; exit 1; }
 [[ ! -d $STATE ]] || { echo "a cluster is up: make cluster-down first" >&2; exit 1; }
 mkdir -p "$STATE/pid" "$LOG" "$STATE/etcd"
-declare -p NODES CNI PROXY DUAL >"$STATE/settings"
+declare -p NODES CNI PROXY IPTABLES DUAL >"$STATE/settings"
 trap 'echo "the cluster did not come up; see $LOG, then make cluster-down" >&2' ERR
 say() { printf '%3ss  %s\n' "$SECONDS" "$*"; }
 
@@ -55,5 +57,5 @@ for ((i = 1; i <= NODES; i++)); do own "$(node $i)" "$(node $i)" "$SCRIPTS/node.
 try 120 kubectl get serviceaccount default
 for ((i = 1; i <= NODES; i++)); do try 120 kubectl get node "$(node $i)"; done
 ((NODES == 0)) || kubectl wait --for=condition=Ready node --all --timeout=180s >/dev/null
-say "$NODES nodes are ready: CNI $CNI, kube-proxy $PROXY, $([[ $DUAL = 1 ]] && echo dual stack || echo IPv4)"
+say "$NODES nodes are ready: CNI $CNI, kube-proxy $PROXY, iptables $IPTABLES, $([[ $DUAL = 1 ]] && echo dual stack || echo IPv4)"
 echo "deploy/cluster/kubectl is kubectl for it, deploy/cluster/on I COMMAND runs something on node I, make cluster-down ends it."

@@ -7,7 +7,7 @@ STATE=$REPO/.cluster # all state of a running cluster; down.sh removes it
 PKI=$STATE/pki
 LOG=$STATE/log
 ARCH=$(dpkg --print-architecture)
-: "${NODES:=2}" "${CNI:=ptp}" "${PROXY:=iptables}" "${DUAL:=1}"
+: "${NODES:=2}" "${CNI:=ptp}" "${PROXY:=iptables}" "${IPTABLES:=nft}" "${DUAL:=1}"
 [[ -f $STATE/settings ]] && . "$STATE/settings"
 
 # Node i is the network namespace pc-n<i>, with address .(10+i) of NODE_NET and,

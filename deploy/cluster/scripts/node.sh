@@ -20,6 +20,13 @@ for d in /var/lib/kubelet /var/lib/containerd /var/lib/cni /etc/cni /var/log/pod
 done
 mount --make-rshared / # not earlier: then the umount above would reach the machine's /sys
 
+# What the iptables command is on this node, for kubelet, kube-proxy and CNI plugins.
+cp -a /etc/alternatives "$dir/alternatives"
+for c in iptables ip6tables; do
+  for suffix in "" -save -restore; do ln -sfn "/usr/sbin/$c-$IPTABLES$suffix" "$dir/alternatives/$c$suffix"; done
+done
+mount --bind "$dir/alternatives" /etc/alternatives
+
 # The kubelet's root cgroup, one per node. In version 1 each hierarchy needs it, and
 # a new cpuset is empty; in version 2 its controllers have to be passed down.
 if [[ -f /sys/fs/cgroup/cgroup.controllers ]]; then
