@@ -39,6 +39,7 @@ func TestCluster(t *testing.T) {
 				{"services", (*cluster).services},
 				{"probes, the node and the API server", (*cluster).probesNodeAndServer},
 				{"pods come and go", (*cluster).podsComeAndGo},
+				{"no window", (*cluster).noWindow},
 				{"a rolling restart", (*cluster).rollingRestart},
 				{"a capability is missing", (*cluster).missingCapability},
 				{"decisions", (*cluster).decisionsTell},
@@ -236,6 +237,37 @@ func (c *cluster) podsComeAndGo() {
 	})
 	c.kubectl("delete", "-f", filepath.Join(repo, "deploy/examples/test-network-policy.yaml"))
 	c.settle(allOpen)
+}
+
+// noWindow starts pods whose first and only act is a connection that policy denies:
+// the first container of a pod must find the gate shut already, although the API
+// learns the pod's address only later.
+func (c *cluster) noWindow() {
+	c.applyText(policy("default/early", "{podSelector: {matchLabels: {early: 'true'}}, policyTypes: [Egress]}"))
+	target := c.lab.IP4("default/nginx").String() + ":80"
+	c.expect("allow tcp default/client " + target)
+	const n = 8
+	for i := range n {
+		c.applyText(fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: early-%d, labels: {early: 'true'}}
+spec:
+  nodeName: pc-n%d
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  containers: [{name: first, image: registry.k8s.io/e2e-test-images/agnhost:2.66.1, args: [connect, %q, --timeout=300ms]}]
+`, i, 1+i%2, target))
+	}
+	for i := range n {
+		name := fmt.Sprintf("early-%d", i)
+		c.kubectl("wait", "--for=jsonpath={.status.containerStatuses[0].state.terminated}", "pod/"+name, "--timeout=60s")
+		if said := c.kubectlLine("logs", name); said != "TIMEOUT" {
+			c.Errorf("the first connection of pod %s: %q, want TIMEOUT", name, said)
+		}
+	}
+	c.kubectl("delete", "pod", "-l", "early=true")
+	c.kubectl("delete", "networkpolicy", "early")
 }
 
 func (c *cluster) kubectlLine(args ...string) string {

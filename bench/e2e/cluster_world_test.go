@@ -242,6 +242,7 @@ spec:
   - name: agnhost
     image: registry.k8s.io/e2e-test-images/agnhost:2.66.1
     args: [netexec, --http-port=8080]
+    startupProbe: {httpGet: {port: 8080, path: /hostname}, periodSeconds: 1, failureThreshold: 60}
     readinessProbe: {httpGet: {port: 8080, path: /hostname}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 5}
     livenessProbe: {httpGet: {port: 8080, path: /hostname}, periodSeconds: 1, failureThreshold: 1, timeoutSeconds: 5}
 ---

@@ -33,6 +33,7 @@ type agentOptions struct {
 	markBits    string
 	backend     string
 	sysctlDir   string
+	cniResults  string
 	decisionLog string
 	ringSize    int
 	http        string
@@ -87,6 +88,7 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.BoolVar(&o.failOpen, "fail-open", false, "let connections pass while no agent runs, or when a queue is full")
 	f.StringVar(&o.markBits, "mark-bits", defaultMarkBits, "two bits of the packet mark that nobody else uses")
 	f.StringVar(&o.backend, "iptables-backend", "auto", "auto, nft or legacy; auto follows what the node uses")
+	f.StringVar(&o.cniResults, "cni-results", "", "directory of the CNI plugins' results, usually /var/lib/cni/results: guards a pod before its first container starts")
 	f.StringVar(&o.sysctlDir, "sysctl-dir", filter.SysctlDir, "where the node's sysctls can be written; a container sees its own read-only")
 	f.StringVar(&o.decisionLog, "decision-log", "", "file to append a JSON line per decision to, opened anew on SIGHUP, or - for standard output")
 	f.IntVar(&o.ringSize, "decision-log-ring", 8192, "how many decisions a queue holds for the log; more are lost, and counted")

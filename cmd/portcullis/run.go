@@ -16,6 +16,7 @@ import (
 	"portcullis/filter"
 	"portcullis/filter/audit"
 	"portcullis/policycache"
+	"portcullis/policycache/cni"
 	"portcullis/verdict"
 )
 
@@ -109,6 +110,13 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	source, err := o.cluster.open(log)
 	if err != nil {
 		return nil, err
+	}
+	if o.cniResults != "" {
+		results, err := cni.NewWatcher(o.cniResults, log)
+		if err != nil {
+			return nil, fmt.Errorf("--cni-results: %w", err)
+		}
+		source = resultsSource{source, results, o.node}
 	}
 	sink, err := openSink(o.decisionLog, stdout)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"portcullis/policycache"
+	"portcullis/policycache/cni"
 	"portcullis/policycache/kube"
 	"portcullis/policycache/manifest"
 )
@@ -202,4 +204,41 @@ func emitTime(ch chan<- prometheus.Metric, f family, t time.Time) {
 	if !t.IsZero() {
 		f.emit(ch, float64(t.UnixMilli())/1000)
 	}
+}
+
+// resultsSource adds to a source's state the addresses that the CNI plugins have
+// given to the node's pods and that the source doesn't name yet.
+type resultsSource struct {
+	source
+	results *cni.Watcher
+	node    string
+}
+
+func (s resultsSource) run(ctx context.Context, apply func(*policycache.Objects)) error {
+	var mu sync.Mutex // apply is called from two sides, and never twice at once
+	var last *policycache.Objects
+	var following sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	defer following.Wait()
+	defer cancel()
+	following.Go(func() {
+		s.results.Run(ctx, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if last != nil && ctx.Err() == nil {
+				apply(s.results.Fill(last, s.node))
+			}
+		})
+	})
+	return s.source.run(ctx, func(o *policycache.Objects) {
+		mu.Lock()
+		defer mu.Unlock()
+		last = o
+		apply(s.results.Fill(o, s.node))
+	})
+}
+
+func (s resultsSource) describe(w io.Writer) {
+	s.source.describe(w)
+	fmt.Fprintf(w, "[i] CNI results: addresses of %d pods\n", s.results.Count())
 }

@@ -1,0 +1,80 @@
+package cni
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"portcullis/policycache"
+)
+
+// filled is a pod as Fill has made it, kept so that it is the same object each time
+// as long as nothing changes.
+type filled struct {
+	from  *policycache.Pod
+	addrs []netip.Addr
+	pod   *policycache.Pod
+}
+
+// Fill adds to the node's pods the addresses that their CNI plugins have given them
+// and that the API doesn't name yet. It changes nothing that it is given; where there
+// is nothing to add it gives the objects themselves. Pods of another UID than the
+// result's are others by the same name, and a pod with the node's network has no
+// address of its own.
+func (w *Watcher) Fill(o *policycache.Objects, node string) *policycache.Objects {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	made := map[string]filled{}
+	for key, r := range w.newest() {
+		pod := o.Pods[key]
+		if pod == nil || pod.Node != node || pod.HostNetwork || (r.uid != "" && r.uid != pod.UID) {
+			continue
+		}
+		addrs := slices.Clone(pod.IPs)
+		for _, a := range r.addrs {
+			if !slices.Contains(addrs, a) {
+				addrs = append(addrs, a)
+			}
+		}
+		if len(addrs) == len(pod.IPs) {
+			continue
+		}
+		if old, ok := w.made[key]; ok && old.from == pod && slices.Equal(old.addrs, addrs) {
+			made[key] = old
+			continue
+		}
+		more := *pod
+		more.IPs = addrs
+		made[key] = filled{pod, addrs, &more}
+	}
+	w.made = made
+	if len(made) == 0 {
+		return o
+	}
+	whole := *o
+	whole.Pods = maps.Clone(o.Pods)
+	for key, f := range made {
+		whole.Pods[key] = f.pod
+	}
+	return &whole
+}
+
+// newest gives the results by the pods' keys: of several sandboxes of a pod, or of
+// pods of one name, that which was written last. The caller holds w.mu.
+func (w *Watcher) newest() map[string]*result {
+	byPod := map[string]*result{}
+	for _, r := range w.files {
+		if r == nil {
+			continue
+		}
+		if other := byPod[r.key()]; other == nil || r.written.After(other.written) {
+			byPod[r.key()] = r
+		}
+	}
+	return byPod
+}
+
+// equal tells whether two results say the same about the same pod.
+func (r *result) equal(other *result) bool {
+	return r.key() == other.key() && r.uid == other.uid && slices.Equal(r.addrs, other.addrs) && r.written.Equal(other.written)
+}
