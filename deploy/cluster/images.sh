@@ -9,7 +9,8 @@ mkdir -p "$work" "$BIN/images"
 go build -C "$REPO/deploy/image" -o "$BIN/image" .
 go build -C "$REPO/deploy/cluster" -trimpath -ldflags '-s -w' -o "$work/pause" ./pause
 if [[ ! -x $work/busybox/bin/busybox ]]; then
-  (cd "$work" && apt-get download -q busybox-static && dpkg-deb -x busybox-static_*.deb busybox)
+  get() { apt-get download -q -o APT::Sandbox::User=root busybox-static; }
+  (cd "$work" && { get 2>/dev/null || { apt-get update -q && get; }; } && dpkg-deb -x busybox-static_*.deb busybox)
 fi
 busybox=$work/busybox/bin/busybox
 links=()
