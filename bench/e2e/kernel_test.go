@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -67,6 +68,40 @@ func TestCleanup(t *testing.T) {
 		w.lives(held, "everything was cleaned up")
 		w.expect(gateOpen)
 	})
+}
+
+// TestCleanupRefusesBesideAnAgent: an agent would put its rules back, two seconds
+// later; so as long as one runs nothing is removed, and one line says why. --hold waits
+// when all is clean, and ends on SIGTERM.
+func TestCleanupRefusesBesideAnAgent(t *testing.T) {
+	t.Parallel()
+	w := gateWorld(t, "refuses", lab.Routed)
+	w.start()
+	before := w.rules()
+	out, err := w.lab.Command(context.Background(), lab.Node, binary, "cleanup", "--hold")
+	if err == nil || !strings.Contains(out, "another agent on this node? stop it first") || strings.Count(out, "\n") != 1 {
+		t.Errorf("cleanup beside an agent: %v, %q", err, out)
+	}
+	if after := w.rules(); !slices.Equal(after, before) {
+		t.Errorf("rules were %q, are %q", before, after)
+	}
+	w.must(w.stop(syscall.SIGTERM))
+	holding, err := w.lab.Run(context.Background(), lab.Node, binary, "cleanup", "--hold")
+	w.must(err)
+	w.until("all is clean", func() error {
+		if ours := w.rules(); len(ours) != 0 {
+			return fmt.Errorf("left: %q", ours)
+		}
+		return nil
+	})
+	w.expect(gateOpen)
+	select {
+	case <-holding.Done():
+		t.Errorf("cleanup --hold has ended: %s", holding.Output())
+	default:
+	}
+	w.must(holding.Signal(syscall.SIGTERM))
+	w.must(holding.Wait(patient))
 }
 
 // marked gives the connections, of both families, that carry any mark.
