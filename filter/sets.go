@@ -84,27 +84,20 @@ func fillSet(fam family, want map[netip.Addr]bool) (added, removed int, err erro
 	if err != nil {
 		return 0, 0, err
 	}
-	var errs []error
+	var missing, excess []netip.Addr
 	for a := range want {
-		if have[a] {
-			continue
-		}
-		added++
-		// Replace means here: to find it already there is no error.
-		if err := netlink.IpsetAdd(fam.set(), &netlink.IPSetEntry{IP: a.AsSlice(), Replace: true}); err != nil {
-			errs = append(errs, fmt.Errorf("add %s to ipset %s: %w", a, fam.set(), err))
+		if !have[a] {
+			missing = append(missing, a)
 		}
 	}
 	for a := range have {
-		if want[a] {
-			continue
-		}
-		removed++
-		if err := netlink.IpsetDel(fam.set(), &netlink.IPSetEntry{IP: a.AsSlice(), Replace: true}); err != nil {
-			errs = append(errs, fmt.Errorf("remove %s from ipset %s: %w", a, fam.set(), err))
+		if !want[a] {
+			excess = append(excess, a)
 		}
 	}
-	return added, removed, errors.Join(errs...)
+	return len(missing), len(excess), errors.Join(
+		changeMembers(ipsetAdd, fam, missing),
+		changeMembers(ipsetDel, fam, excess))
 }
 
 // destroySet removes the family's set, if it is there. The kernel lets go of a
