@@ -167,13 +167,14 @@ func (s *Suggestion) document() ([]byte, error) {
 	var b bytes.Buffer
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
+	enc.CompactSeqIndent()
 	err = enc.Encode(&doc)
 	return b.Bytes(), err
 }
 
-// field gives the value of a mapping's key, which must be there.
+// field gives the value of a mapping's key, an empty node if there is none.
 func field(mapping *yaml.Node, key string) *yaml.Node {
-	for i := 0; i < len(mapping.Content); i += 2 {
+	for i := 0; mapping.Kind == yaml.MappingNode && i < len(mapping.Content); i += 2 {
 		if mapping.Content[i].Value == key {
 			return mapping.Content[i+1]
 		}

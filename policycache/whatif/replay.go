@@ -206,16 +206,17 @@ func (r *Report) WriteText(w io.Writer) error {
 		fmt.Fprintf(&b, "%-5s  %s -> %s %s  (%s%s)\n", strings.ToUpper(c.Proposed.Verdict), c.From, c.To, c.service(), connections(c.Connections), seen)
 		fmt.Fprintf(&b, "  logged    %s\n  proposed  %s\n\n", c.Logged.String(), c.Proposed.String())
 	}
-	fmt.Fprintf(&b, "%s: %d would be denied, %d would be allowed, %d stay as they are\n", connections(r.Connections), r.Denied, r.Allowed, r.Unchanged)
+	fmt.Fprintf(&b, "%s: %d would be denied, %d would be allowed, %d unchanged, %d can't be judged\n",
+		connections(r.Connections), r.Denied, r.Allowed, r.Unchanged, r.Connections-r.Judged())
 	if r.StandIns > 0 {
-		fmt.Fprintf(&b, "%d of them are of pods that have gone: judged by another pod of the same workload\n", r.StandIns)
+		fmt.Fprintf(&b, "  judged by another pod of the workload, theirs being gone: %d\n", r.StandIns)
 	}
 	for i, n := range r.NotPlaced {
 		if i == mostReasons {
-			fmt.Fprintf(&b, "and for %d other reasons\n", len(r.NotPlaced)-i)
+			fmt.Fprintf(&b, "  can't be judged for other reasons: %d\n", len(r.NotPlaced)-i)
 			break
 		}
-		fmt.Fprintf(&b, "%d can't be judged: %s\n", n.Connections, n.Why)
+		fmt.Fprintf(&b, "  can't be judged: %d, %s\n", n.Connections, n.Why)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

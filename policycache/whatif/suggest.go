@@ -250,11 +250,12 @@ func comparePorts(a, b port) int {
 	return cmp.Or(cmp.Compare(a.proto, b.proto), cmp.Compare(a.number, b.number))
 }
 
+// String continues a sentence: "to TCP 80", or "by ICMP".
 func (p port) String() string {
 	if p.proto.HasPorts() {
-		return fmt.Sprintf("%s %d", p.proto, p.number)
+		return fmt.Sprintf("to %s %d", p.proto, p.number)
 	}
-	return p.proto.String()
+	return "by " + p.proto.String()
 }
 
 // described says what was seen of a rule's peer i: "shop/web: 12 connections to
@@ -264,7 +265,7 @@ func (r *rule) described(i int) string {
 	var all span
 	for _, p := range slices.SortedFunc(maps.Keys(r.seen[i]), comparePorts) {
 		s := r.seen[i][p]
-		words = append(words, fmt.Sprintf("%s to %s", connections(s.count), p))
+		words = append(words, fmt.Sprintf("%s %s", connections(s.count), p))
 		all.add(s.first)
 		all.add(s.last)
 	}
