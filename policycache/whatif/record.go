@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"portcullis/policycache/lines"
@@ -170,7 +171,7 @@ func jsonError(err error) error {
 	case errors.As(err, &wrong) && wrong.Field == "":
 		return fmt.Errorf("want a JSON object, got %s", wrong.Value)
 	case errors.As(err, &wrong):
-		return fmt.Errorf("field %q: a %s is out of place", wrong.Field, wrong.Value)
+		return fmt.Errorf("field %q: a %s is out of place", strings.TrimPrefix(wrong.Field, "Judgement."), wrong.Value)
 	case errors.As(err, &when):
 		return fmt.Errorf("time %s is not RFC 3339", when.Value)
 	}

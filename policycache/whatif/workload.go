@@ -39,18 +39,24 @@ func (g *group) String() string { return g.namespace + "/" + g.name }
 // their node's network, which policies can't select.
 type workloads struct {
 	groups map[string]*group // by the pod's "namespace/name"
-	// names are the pods of each workload, "namespace/workload", by first name.
-	names map[string]*policycache.Pod
+	// first is the first pod by name of each workload ("namespace/workload").
+	first map[string]member
+}
+
+// member is a pod of a workload, and the form in which its pods are named.
+type member struct {
+	key  string // "namespace/name"
+	form *regexp.Regexp
 }
 
 func newWorkloads(o *policycache.Objects) workloads {
-	w := workloads{groups: map[string]*group{}, names: map[string]*policycache.Pod{}}
+	w := workloads{groups: map[string]*group{}, first: map[string]member{}}
 	byLabels := map[string]*group{}
 	for _, key := range slices.Sorted(maps.Keys(o.Pods)) {
 		p := o.Pods[key]
-		name, controlled := workloadName(p)
-		if controlled && w.names[p.Namespace+"/"+name] == nil {
-			w.names[p.Namespace+"/"+name] = p
+		name, form := workloadName(p)
+		if of := p.Namespace + "/" + name; form != nil && w.first[of].form == nil {
+			w.first[of] = member{key, form}
 		}
 		if p.HostNetwork {
 			continue
@@ -121,22 +127,22 @@ var (
 )
 
 // workloadName gives the name of what controls a pod, as its labels and name
-// tell, and whether anything does; else its own name.
-func workloadName(p *policycache.Pod) (name string, controlled bool) {
-	form := statefulSetPod
+// tell, and the form of its pods' names; else its own name and nil.
+func workloadName(p *policycache.Pod) (name string, form *regexp.Regexp) {
 	switch {
 	case p.Labels["pod-template-hash"] != "":
 		form = deploymentPod
 	case p.Labels["statefulset.kubernetes.io/pod-name"] != "":
+		form = statefulSetPod
 	case p.Labels["controller-revision-hash"] != "":
 		form = daemonSetPod
 	default:
-		return p.Name, false
+		return p.Name, nil
 	}
 	if m := form.FindStringSubmatch(p.Name); m != nil {
-		return m[1], true
+		return m[1], form
 	}
-	return p.Name, false
+	return p.Name, nil
 }
 
 // standIn finds a pod, "namespace/name", of the workload that a pod was of
@@ -147,9 +153,8 @@ func (w *workloads) standIn(namespace, name string) string {
 		if m == nil {
 			continue
 		}
-		// Its pods must be named in the same form.
-		if p := w.names[namespace+"/"+m[1]]; p != nil && form.MatchString(p.Name) {
-			return p.Key()
+		if first := w.first[namespace+"/"+m[1]]; first.form == form {
+			return first.key
 		}
 	}
 	return ""
