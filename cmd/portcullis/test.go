@@ -69,10 +69,10 @@ func newTestCmd() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVarP(&o.output, "output", "o", "text", "text or json")
-	f.StringVar(&o.junit, "junit", "", "write a JUnit report to this file, too")
+	f.StringVar(&o.junit, "junit", "", "write a JUnit report to this `FILE`, too")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "name the tests that pass, too")
 	f.BoolVar(&o.coverage, "coverage", false, "say which rules no test exercises")
-	f.Float64Var(&o.coverageMin, "coverage-min", 0, "fail if less than this many per cent of the rules are exercised")
+	f.Float64Var(&o.coverageMin, "coverage-min", 0, "fail if less than `PERCENT` of the rules are exercised")
 	return answerable(cmd)
 }
 

@@ -49,13 +49,18 @@ func (c *Coverage) addPolicies(policies map[string]*networkingv1.NetworkPolicy) 
 }
 
 func (c *Coverage) addDirection(u unit, rules int, isolates bool) {
-	for i := range rules {
-		u.rule = i
-		c.units[u] = c.units[u]
+	for u.rule = range rules {
+		c.add(u)
 	}
 	if rules == 0 && isolates {
 		u.rule = noRule
-		c.units[u] = c.units[u]
+		c.add(u)
+	}
+}
+
+func (c *Coverage) add(u unit) {
+	if _, known := c.units[u]; !known {
+		c.units[u] = false
 	}
 }
 
