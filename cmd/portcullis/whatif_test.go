@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/tools/txtar"
+
 	"portcullis/filter/audit"
 	"portcullis/policycache/whatif"
 	"portcullis/verdict"
@@ -245,5 +247,33 @@ func TestCalledAs(t *testing.T) {
 	var stderr bytes.Buffer
 	if code := runAs(context.Background(), "kubectl portcullis", []string{"explain"}, nil, io.Discard, &stderr); code != 1 || stderr.String() != "kubectl portcullis: give --from and --to, or --connections\n" {
 		t.Errorf("exit %d, %q", code, stderr.String())
+	}
+}
+
+// What suggest writes is a file that replay takes, and by which nothing that was
+// allowed would be denied.
+func TestSuggestThenReplay(t *testing.T) {
+	archive, err := txtar.ParseFile("testdata/suggest.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, f := range archive.Files {
+		mkdirAll(t, filepath.Dir(filepath.Join(dir, f.Name)))
+		if err := os.WriteFile(filepath.Join(dir, f.Name), f.Data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Chdir(dir)
+	stdout, stderr, code := runPure(nil, "suggest", "--log", "decisions.jsonl", "--manifests", "cluster")
+	if code != 0 {
+		t.Fatalf("exit %d, %s", code, stderr)
+	}
+	if err := os.WriteFile("suggested.yaml", []byte(stdout), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stdout, stderr, code = runPure(nil, "replay", "--log", "decisions.jsonl", "--manifests", "cluster", "--policies", "suggested.yaml")
+	if code != 0 || stderr != "" || !strings.HasPrefix(stdout, "10 connections: 0 would be denied, 0 would be allowed, 9 unchanged") {
+		t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
 }
