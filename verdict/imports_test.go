@@ -61,6 +61,17 @@ func TestVerdictIsPure(t *testing.T) {
 	}
 }
 
+// TestWhatIfIsPure: what-if questions are answered from what is handed over.
+func TestWhatIfIsPure(t *testing.T) {
+	for file, imports := range importsOf(t, "policycache/whatif") {
+		for _, name := range imports {
+			if name == "net" || within(name, []string{"os", "net/http", "syscall", "k8s.io/client-go", "portcullis/policycache/manifest", "portcullis/policycache/kube"}) {
+				t.Errorf("%s imports %s: whatif does no I/O but with readers and writers it is given", file, name)
+			}
+		}
+	}
+}
+
 // TestLayers guards the direction of the project's own imports: filter and
 // policycache know verdict and never each other, and nobody knows cmd.
 func TestLayers(t *testing.T) {

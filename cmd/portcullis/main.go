@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -18,13 +19,28 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(runAs(ctx, calledAs(os.Args[0]), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// run executes the command line and gives the exit code. Whatever goes wrong is
-// one line on stderr.
+// calledAs gives the words by which the binary is called: kubectl runs its
+// plugins, executables named kubectl-NAME, as "kubectl NAME".
+func calledAs(path string) string {
+	if filepath.Base(path) == "kubectl-portcullis" {
+		return "kubectl portcullis"
+	}
+	return "portcullis"
+}
+
+// run is runAs for the binary under its own name.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return runAs(ctx, "portcullis", args, stdin, stdout, stderr)
+}
+
+// runAs executes the command line and gives the exit code. Whatever goes wrong
+// is one line on stderr, which begins with name, as usage lines do.
+func runAs(ctx context.Context, name string, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRootCmd()
+	rename(root, name)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
@@ -39,9 +55,17 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		code, err = exit.code, exit.err
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "portcullis: %s\n", oneLine(err))
+		fmt.Fprintf(stderr, "%s: %s\n", name, oneLine(err))
 	}
 	return code
+}
+
+// rename has usage lines and examples say by which words the binary is called.
+func rename(root *cobra.Command, name string) {
+	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: name}
+	for _, cmd := range root.Commands() {
+		cmd.Example = strings.ReplaceAll(cmd.Example, "portcullis ", name+" ")
+	}
 }
 
 // outlivePipes makes writing to a standard output or error whose reader has
@@ -94,6 +118,9 @@ says why each connection was let in or turned away.`,
 		newDemoCmd(),
 		newExplainCmd(),
 		newMatrixCmd(),
+		newReplayCmd(),
+		newSuggestCmd(),
+		newTestCmd(),
 		newVersionCmd(),
 	)
 	return root

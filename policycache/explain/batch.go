@@ -10,11 +10,9 @@ import (
 	"strconv"
 
 	kjson "sigs.k8s.io/json"
-)
 
-// longestLine is the most bytes that a line of a batch may have. What a
-// question needs fits in a few hundred.
-const longestLine = 1 << 20
+	"portcullis/policycache/lines"
+)
 
 // errorLine stands in a batch's output for a line that can't be answered.
 type errorLine struct {
@@ -42,7 +40,7 @@ func (c *Cluster) Batch(in io.Reader, out io.Writer) (bad int, err error) {
 				return bad, fmt.Errorf("writing answers: %w", err)
 			}
 		}
-		line, lineErr, readErr := readLine(r, buf[:0])
+		line, lineErr, readErr := lines.Read(r, buf[:0])
 		buf = line
 		var answer any
 		if lineErr == nil && len(bytes.TrimSpace(line)) > 0 {
@@ -78,24 +76,6 @@ func finish(w *bufio.Writer, readErr error) error {
 		return fmt.Errorf("reading connections: %w", readErr)
 	}
 	return nil
-}
-
-// readLine appends a line to buf. A line that is too long is read to its end
-// and given up with lineErr. The readErr may come with a last line.
-func readLine(r *bufio.Reader, buf []byte) (line []byte, lineErr, readErr error) {
-	for {
-		part, err := r.ReadSlice('\n')
-		if len(buf)+len(part) > longestLine {
-			lineErr = fmt.Errorf("longer than %d bytes", longestLine)
-			buf = buf[:0]
-		}
-		if lineErr == nil {
-			buf = append(buf, part...)
-		}
-		if !errors.Is(err, bufio.ErrBufferFull) {
-			return buf, lineErr, err
-		}
-	}
 }
 
 // question is a line of a batch.

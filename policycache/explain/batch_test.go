@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"portcullis/policycache/lines"
 )
 
 func batch(t testing.TB, c *Cluster, in string) (lines []string, bad int) {
@@ -104,8 +106,8 @@ func TestBatchErrors(t *testing.T) {
 func TestBatchLines(t *testing.T) {
 	c := testCluster(t)
 	const good = `{"from":"web","to":"shop/api","port":80}`
-	long := `{"from":"` + strings.Repeat("x", longestLine) + `"}`
-	almost := `{"from":"web","to":"shop/api","port":80` + strings.Repeat(" ", longestLine-60) + `}`
+	long := `{"from":"` + strings.Repeat("x", lines.Longest) + `"}`
+	almost := `{"from":"web","to":"shop/api","port":80` + strings.Repeat(" ", lines.Longest-60) + `}`
 	for _, tt := range []struct{ name, in, want string }{
 		{"empty", "", ""},
 		{"blank", "\n \n\t\r\n", ""},

@@ -29,12 +29,30 @@ import (
 // file, describes. Any error in any file is an error; it has a line for each,
 // with file, document and object. Remarks go to slog's default logger.
 func Load(dir string) (*policycache.Objects, error) {
-	paths, err := list(dir)
-	if err != nil {
-		return nil, err
-	}
+	parts, errs := readAll(dir)
+	return combine(parts, errs)
+}
+
+// LoadWith is Load for several directories or files and then the content of one
+// more file, which is read already. Of an object that is given twice the later
+// one counts.
+func LoadWith(dirs []string, name string, data []byte) (*policycache.Objects, error) {
 	var parts []part
 	var errs []error
+	for _, dir := range dirs {
+		some, wrong := readAll(dir)
+		parts, errs = append(parts, some...), append(errs, wrong...)
+	}
+	last, wrong := readPart(name, data)
+	return combine(append(parts, last), append(errs, wrong...))
+}
+
+// readAll reads the files of a directory, or one file.
+func readAll(dir string) (parts []part, errs []error) {
+	paths, err := list(dir)
+	if err != nil {
+		return nil, []error{err}
+	}
 	for _, path := range paths {
 		name := filepath.Base(path)
 		data, err := os.ReadFile(path)
@@ -42,12 +60,21 @@ func Load(dir string) (*policycache.Objects, error) {
 			errs = append(errs, fmt.Errorf("%s: %w", name, unreadable(err)))
 			continue
 		}
-		objs, wrong := decode(name, data, slog.Default())
-		for _, err := range wrong {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
-		}
-		parts = append(parts, part{name, objs})
+		p, wrong := readPart(name, data)
+		parts, errs = append(parts, p), append(errs, wrong...)
 	}
+	return parts, errs
+}
+
+func readPart(name string, data []byte) (part, []error) {
+	objs, errs := decode(name, data, slog.Default())
+	for i, err := range errs {
+		errs[i] = fmt.Errorf("%s: %w", name, err)
+	}
+	return part{name, objs}, errs
+}
+
+func combine(parts []part, errs []error) (*policycache.Objects, error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}

@@ -203,3 +203,21 @@ func TestExamples(t *testing.T) {
 		t.Errorf("the directory: %v, error %v, want 6 policies", objs, err)
 	}
 }
+
+// Directories and files add up, and the content at hand counts last.
+func TestLoadWith(t *testing.T) {
+	one, two := t.TempDir(), t.TempDir()
+	write(t, one, "a.yaml", pod("a", "1")+"---\n"+pod("b", "1"))
+	write(t, two, "b.yaml", pod("b", "2")+"---\napiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {own: labels}}\n")
+	o, err := LoadWith([]string{one, filepath.Join(two, "b.yaml")}, "c.yaml", []byte(pod("c", "3")+"---\n"+pod("a", "3")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := labelled(o); got != "a=3 b=2 c=3" || o.Namespaces["default"].Labels["own"] != "labels" {
+		t.Errorf("got %s, namespace %+v", got, o.Namespaces["default"])
+	}
+	_, err = LoadWith([]string{filepath.Join(one, "none")}, "c.yaml", []byte("kind: Pod"))
+	if err == nil || !strings.Contains(err.Error(), "no such file") || !strings.Contains(err.Error(), "c.yaml: document 1: no apiVersion") {
+		t.Error(err)
+	}
+}
