@@ -134,32 +134,6 @@ func BenchmarkManyPoliciesOnOnePod(b *testing.B) {
 	}
 }
 
-// BenchmarkCompile measures a compile from nothing, and one after a single pod
-// changed its labels.
-func BenchmarkCompile(b *testing.B) {
-	for _, policies := range []int{10, 1_000, 10_000} {
-		o := Cluster(clusterPods, policies)
-		b.Run(fmt.Sprintf("cold/policies=%d", policies), func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				policycache.NewCompiler("", quiet()).Compile(o)
-			}
-		})
-		b.Run(fmt.Sprintf("one-pod/policies=%d", policies), func(b *testing.B) {
-			c := policycache.NewCompiler("", quiet())
-			c.Compile(o)
-			key := o.Pods[namespaceName(0)+"/pod-00000"].Key()
-			b.ReportAllocs()
-			for i := 0; b.Loop(); i++ {
-				changed := *o.Pods[key]
-				changed.Labels = map[string]string{"app": fmt.Sprint("app-", i%10)}
-				o.Pods[key] = &changed
-				c.Compile(o)
-			}
-		})
-	}
-}
-
 // TestDecisionsDontAllocate holds on a large cluster what the benchmarks
 // report: no decision allocates, hit or miss.
 func TestDecisionsDontAllocate(t *testing.T) {
