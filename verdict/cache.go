@@ -49,8 +49,11 @@ type cacheSet struct {
 	tags, used [cacheWays]uint32
 }
 
-// flowCache remembers decisions, the least recently used of a set giving way. It
-// is all there from the start: to take an entry over allocates nothing.
+// flowCache remembers decisions, the least recently used of a set giving way. A
+// new flow counts as used when the one was that it takes the place of, until it
+// is used again: so a port scan, all of whose flows are new, takes one entry of
+// each set and leaves the others, and the processor's caches, to those that come
+// back. All is there from the start: to take an entry over allocates nothing.
 type flowCache struct {
 	sets    []cacheSet
 	entries []flowEntry // those of a set side by side
@@ -71,8 +74,8 @@ func newFlowCache(size int) *flowCache {
 	}
 }
 
-// find gives the flow's entry, and whether it is the flow's already or is one to
-// take over. Either counts as used.
+// find gives the flow's entry, and whether it is the flow's already, which then
+// counts as used, or is one that it takes over.
 func (c *flowCache) find(key *flowKey) (e *flowEntry, found bool) {
 	hash := key.hash(c.seed)
 	at, _ := bits.Mul64(hash, uint64(len(c.sets)))
@@ -91,7 +94,7 @@ func (c *flowCache) find(key *flowKey) (e *flowEntry, found bool) {
 			oldest, age = i, a
 		}
 	}
-	set.tags[oldest], set.used[oldest] = tag, c.clock
+	set.tags[oldest], set.used[oldest] = tag, max(set.used[oldest], 1)
 	e = &c.entries[first+oldest]
 	e.key = *key
 	return e, false

@@ -219,6 +219,30 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 }
 
+// TestScanLeavesOthersCached: flows that come back outlive a scan of all ports.
+func TestScanLeavesOthersCached(t *testing.T) {
+	engine := NewEngine()
+	engine.Swap(pair(1, nil, 2, port5432))
+	w := engine.NewWorker(256)
+	for range 2 {
+		for i := range 64 {
+			w.Decide(tcp(podAddr(i), db, 5432))
+		}
+	}
+	for port := range 65536 {
+		w.Decide(tcp(web, db, uint16(port)))
+	}
+	kept := 0
+	for i := range 64 {
+		if w.Decide(tcp(podAddr(i), db, 5432)).Cached {
+			kept++
+		}
+	}
+	if kept < 60 {
+		t.Errorf("a scan of all ports left %d of 64 flows that come back", kept)
+	}
+}
+
 func TestDecideNoAllocs(t *testing.T) {
 	s := pair(1, nil, 2, port5432, Rule{Index: 1, Blocks: []Block{{CIDR: prefix("10.0.0.0/8")}}, Ports: []PortRange{{UDP, 1, 9}}})
 	engine := NewEngine()

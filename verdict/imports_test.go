@@ -13,7 +13,7 @@ import (
 // allowedImports are all that verdict may know of: no Kubernetes, no I/O, no
 // clock.
 var allowedImports = map[string]bool{
-	"cmp": true, "encoding/binary": true, "hash/maphash": true, "maps": true, "math/bits": true,
+	"cmp": true, "encoding/binary": true, "hash/maphash": true, "maps": true, "math": true, "math/bits": true,
 	"net/netip": true, "slices": true, "strconv": true, "sync/atomic": true,
 	"github.com/gaissmai/bart": true,
 }

@@ -1,6 +1,7 @@
 package verdict
 
 import (
+	"math"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -14,8 +15,8 @@ const (
 	narrowBlocks = 10
 )
 
-// portKey joins a port to its protocol's slot.
-func portKey(slot int, port uint16) uint32 { return uint32(slot)<<16 | uint32(port) }
+// portKey joins a protocol and a port to one number.
+func portKey(proto Protocol, port uint16) uint32 { return uint32(proto)<<16 | uint32(port) }
 
 // buildNarrow compiles the rules into the table itself, and tells whether they
 // fit.
@@ -59,26 +60,26 @@ func (t *Table) addNarrowPorts(r *Rule, row uint16) {
 }
 
 func (t *Table) buildNarrowPorts(rules []Rule, rowsOf [][]int) bool {
-	open := uint16(0) // in the last interval
-	for slot, proto := range []Protocol{TCP, UDP, SCTP} {
-		index := buildPorts(proto, rules, rowsOf, 1)
-		if len(index.starts) == 0 {
-			index = portIndex{starts: []uint16{0}, rows: rowSets{1, newRows(1)}}
+	for i := range t.portStarts {
+		t.portStarts[i] = math.MaxUint32 // above all ports
+	}
+	count := 0
+	add := func(start uint32, rows uint16) {
+		if rows == t.portRows[min(count, narrowPorts)] {
+			return
 		}
-		for i, start := range index.starts {
-			rows := uint16(index.rows.at(i)[0])
-			if rows == open {
-				continue
-			}
-			if t.ports == narrowPorts {
-				return false
-			}
-			t.portStarts[t.ports], t.portRows[t.ports] = portKey(slot, start), rows
-			t.ports++
-			open = rows
+		if count++; count <= narrowPorts {
+			t.portStarts[count-1], t.portRows[count] = start, rows
 		}
 	}
-	return true
+	for _, proto := range []Protocol{TCP, UDP, SCTP} {
+		index := buildPorts(proto, rules, rowsOf, 1)
+		for i, start := range index.starts {
+			add(portKey(proto, start), uint16(index.rows.at(i)[0]))
+		}
+		add(portKey(proto+1, 0), 0)
+	}
+	return count <= narrowPorts
 }
 
 func (t *Table) buildNarrowBlocks(blocks map[int][]Block) bool {
@@ -89,17 +90,10 @@ func (t *Table) buildNarrowBlocks(blocks map[int][]Block) bool {
 	return t.blocks.build(blocks, false) && t.blocks.build(blocks, true)
 }
 
-// admitNarrow finds the first row that admits a flow to the port between the table's
-// pod and the peer, and tells whether there is one. Rows whose ports don't match
-// aren't looked at any further.
-func (t *Table) admitNarrow(s *Snapshot, peer *end, key *addrKey, f *Flow, dst *end) (int, bool) {
-	open := t.anyPort
-	if slot := portSlot(f.Proto); slot >= 0 {
-		open |= t.openAt(portKey(slot, f.DstPort))
-		if t.names != nil && dst.names&nameBit(f.Proto, f.DstPort) != 0 {
-			open |= t.named(f, dst.endpoint.Ports)
-		}
-	}
+// admitNarrow finds the first row that admits a flow between the table's pod and
+// the peer, and tells whether there is one. open are the rows whose ports match;
+// the others aren't looked at any further.
+func (t *Table) admitNarrow(s *Snapshot, peer *end, key *addrKey, open uint16) (int, bool) {
 	found := open & t.anyPeer
 	if open&t.byBlock != 0 {
 		found |= open & t.blocks.lookup(key)
@@ -120,15 +114,10 @@ func (t *Table) admitNarrow(s *Snapshot, peer *end, key *addrKey, f *Flow, dst *
 // openAt gives the rows that admit a port by its number.
 func (t *Table) openAt(key uint32) uint16 {
 	n := 0
-	for i := range t.ports % (narrowPorts + 1) {
-		if t.portStarts[i] <= key {
-			n++
-		}
+	for n < narrowPorts && t.portStarts[n] <= key {
+		n++
 	}
-	if n == 0 {
-		return 0
-	}
-	return t.portRows[n-1]
+	return t.portRows[n]
 }
 
 // named gives the rows that admit the flow's port by one of its names.

@@ -235,12 +235,21 @@ func (s *Snapshot) decide(f *Flow, key *flowKey, d *Decision) {
 		d.refuse(f)
 		return
 	}
-	if d.Egress.Isolated {
-		ref, ok := src.egress.admit(s, dst, &key.dst, f, dst)
+	// Both tables are read before either is followed any further: the
+	// processor then waits for their memory at once, not one by one.
+	var openOut, openIn uint16
+	if src.egress != nil {
+		openOut = src.egress.open(f, dst)
+	}
+	if dst.ingress != nil {
+		openIn = dst.ingress.open(f, &nobody)
+	}
+	if src.egress != nil {
+		ref, ok := src.egress.admit(s, dst, &key.dst, f, openOut, dst)
 		d.Egress.close(ref, ok)
 	}
-	if d.Ingress.Isolated {
-		ref, ok := dst.ingress.admit(s, src, &key.src, f, &nobody)
+	if dst.ingress != nil {
+		ref, ok := dst.ingress.admit(s, src, &key.src, f, openIn, &nobody)
 		d.Ingress.close(ref, ok)
 	}
 	d.conclude()

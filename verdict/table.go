@@ -46,11 +46,10 @@ type Policy struct {
 type Table struct {
 	anyPeer, anyPort uint16 // rows without a peer test, and without a port test
 	byBlock          uint16 // rows whose peers are blocks
-	ports            uint16 // how many intervals of ports there are
-	// portStarts begin the intervals of ports that portRows are open in; see
-	// portKey.
+	// portRows are open from the port that portStarts has one place before them
+	// up to the next start; the first are open below all starts. See portKey.
+	portRows   [narrowPorts + 1]uint16
 	portStarts [narrowPorts]uint32
-	portRows   [narrowPorts]uint16
 	blocks     *narrowBlockIndex // nil when no row is by block
 
 	names    map[PortName]uint16 // nil when no rule has a name
@@ -112,14 +111,27 @@ func (t *Table) DependsOnBits() bool {
 	return t.wide != nil && !(t.wide.namespace.scans() && t.wide.labels.scans())
 }
 
+// open gives the rows of a narrow table that admit the port of a flow, whatever
+// its peer. dst is the destination where its named ports count, and nobody where
+// they have been resolved.
+func (t *Table) open(f *Flow, dst *end) uint16 {
+	if t.wide != nil {
+		return 0
+	}
+	open := t.anyPort | t.openAt(portKey(f.Proto, f.DstPort))
+	if t.names != nil && dst.names&nameBit(f.Proto, f.DstPort) != 0 {
+		open |= t.named(f, dst.endpoint.Ports)
+	}
+	return open
+}
+
 // admit finds the first rule that admits a flow between the table's pod and a
-// peer at an address. dst is the destination where its named ports count, and
-// nobody where they have been resolved.
-func (t *Table) admit(s *Snapshot, peer *end, key *addrKey, f *Flow, dst *end) (RuleRef, bool) {
+// peer at an address; open and dst are as in open.
+func (t *Table) admit(s *Snapshot, peer *end, key *addrKey, f *Flow, open uint16, dst *end) (RuleRef, bool) {
 	var row int
 	var ok bool
 	if t.wide == nil {
-		row, ok = t.admitNarrow(s, peer, key, f, dst)
+		row, ok = t.admitNarrow(s, peer, key, open)
 	} else {
 		row, ok = t.wide.admit(s, peer, key, f, dst)
 	}

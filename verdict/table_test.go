@@ -39,7 +39,7 @@ func compareTable(t *testing.T, w *world, seed uint64) {
 		names := w.subject.Ports
 		wantRef, want := w.admit(peer, a, f, names)
 		subject, from := newEnd(addrKey{}, w.subject, nil), newEnd(keyOf(a), peer, nil)
-		gotRef, got := table.admit(s, &from, &from.addrKey, f, &subject)
+		gotRef, got := table.admit(s, &from, &from.addrKey, f, table.open(f, &subject), &subject)
 		if got != want || gotRef != wantRef {
 			t.Fatalf("seed %d: flow %+v peer %+v: got %v %v, want %v %v (%d policies)", seed, f, peer, gotRef, got, wantRef, want, len(w.policies))
 		}
