@@ -79,9 +79,6 @@ func nameBit(proto Protocol, port uint16) uint32 {
 	return 1 << ((uint32(port) ^ uint32(port)>>5 ^ uint32(proto)) & 31)
 }
 
-// isolated tells whether some policy isolates the end's pod and is judged here.
-func (e *end) isolated() bool { return e.ingress != nil || e.egress != nil }
-
 // pageEnds is how many ends are copied together when one of them changes.
 const pageEnds = 64
 

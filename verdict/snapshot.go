@@ -46,8 +46,7 @@ type Snapshot struct {
 	generation             uint64
 	ends                   endTable
 	namespaceBits, podBits []Bits
-	// isolated and judged are sorted.
-	isolated, judged []netip.Addr
+	isolated, judged       *addrList
 	// stamps hold, by an address's slot, the generation in which the meaning
 	// of some address of that slot last changed.
 	stamps [stampSlots]uint64
@@ -61,7 +60,7 @@ func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
 	maps.Copy(c.Owners, in.Owners)
 	maps.Copy(c.Nodes, in.Nodes)
 	if prev == nil {
-		prev = &Snapshot{ends: newEndTable(1)}
+		prev = &Snapshot{ends: newEndTable(1), isolated: new(addrList), judged: new(addrList)}
 		for i := range prev.stamps {
 			prev.stamps[i] = in.Generation
 		}
@@ -90,7 +89,7 @@ func (s *Snapshot) Next(c Change) *Snapshot {
 		if old.meaning() != now.meaning() {
 			n.stamps[k.stampSlot()] = n.generation
 		}
-		isolated.note(a, old.isolated(), now.isolated())
+		isolated.note(a, old.isIsolated(), now.isIsolated())
 		judged.note(a, old.judged, now.judged)
 		ends.put(now)
 	}
@@ -133,41 +132,6 @@ func (e *end) meaning() uint64 {
 // stampSlot spreads addresses over the stamps.
 func (k *addrKey) stampSlot() uint64 { return k.hash() >> 54 }
 
-// addrChange is what comes to a sorted list of addresses, and what goes.
-type addrChange struct{ come, gone []netip.Addr }
-
-// note takes in an address that was or wasn't in the list, and now is or isn't.
-func (c *addrChange) note(a netip.Addr, was, is bool) {
-	switch {
-	case is && !was:
-		c.come = append(c.come, a)
-	case was && !is:
-		c.gone = append(c.gone, a)
-	}
-}
-
-// apply gives the changed list: the same one if nothing has changed.
-func (c *addrChange) apply(list []netip.Addr) []netip.Addr {
-	if len(c.come) == 0 && len(c.gone) == 0 {
-		return list
-	}
-	slices.SortFunc(c.come, netip.Addr.Compare)
-	slices.SortFunc(c.gone, netip.Addr.Compare)
-	come, gone := c.come, c.gone
-	changed := make([]netip.Addr, 0, len(list)+len(come)-len(gone))
-	for _, a := range list {
-		for len(come) > 0 && come[0].Less(a) {
-			changed, come = append(changed, come[0]), come[1:]
-		}
-		if len(gone) > 0 && gone[0] == a {
-			gone = gone[1:]
-			continue
-		}
-		changed = append(changed, a)
-	}
-	return append(changed, come...)
-}
-
 // Generation numbers the snapshot; a later one has a greater number.
 func (s *Snapshot) Generation() uint64 { return s.generation }
 
@@ -198,15 +162,6 @@ func (s *Snapshot) Node(a netip.Addr) string {
 	}
 	return ""
 }
-
-// IsolatedAddrs lists the addresses of the judged pods that are isolated in
-// some direction, sorted: those whose packets the kernel has to queue. The slice
-// belongs to the snapshot, and is that of the one before if it hasn't changed.
-func (s *Snapshot) IsolatedAddrs() []netip.Addr { return s.isolated }
-
-// JudgedAddrs lists the addresses of all judged pods, isolated or not, sorted.
-// The slice belongs to the snapshot.
-func (s *Snapshot) JudgedAddrs() []netip.Addr { return s.judged }
 
 // Decide judges a flow without any cache. It allocates nothing.
 func (s *Snapshot) Decide(f *Flow) Decision {
