@@ -34,6 +34,7 @@ type Compiler struct {
 	work       Work
 
 	namespaceLabels, podLabels *matcher
+	rules                      ruleLists
 
 	namespaces map[string]*namespace
 	pods       map[string]*pod
@@ -63,6 +64,7 @@ func NewCompiler(node string, log *slog.Logger) *Compiler {
 		snapshot:        verdict.NewSnapshot(verdict.Input{}, nil),
 		namespaceLabels: newMatcher(),
 		podLabels:       newMatcher(),
+		rules:           ruleLists{},
 		namespaces:      map[string]*namespace{},
 		pods:            map[string]*pod{},
 		nodes:           map[string]*Node{},

@@ -37,7 +37,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 					next.Changed.Pods = append(next.Changed.Pods, "a/pod1", "a/nobody", "a/pod1")
 				}
 				o = next
-				if !d.pct(25) {
+				if !d.pct(50) {
 					r.engine.Swap(r.compiler.Compile(o))
 					continue
 				}

@@ -25,6 +25,7 @@ type policy struct {
 	// ingress and egress say whether the policy isolates in that direction.
 	ingress, egress           bool
 	ingressRules, egressRules []verdict.Rule
+	shared                    [2]uint64 // the numbers of both lists in ruleLists
 	// names are the named ports of its ingress rules.
 	names []verdict.PortName
 	err   error // all that is wrong with it, nil if nothing
@@ -64,12 +65,16 @@ func (c *Compiler) readPolicy(np *networkingv1.NetworkPolicy) *policy {
 	for i := range p.ingressRules {
 		p.names = append(p.names, p.ingressRules[i].Names...)
 	}
+	p.ingressRules, p.shared[0] = c.rules.share(p.ingressRules)
+	p.egressRules, p.shared[1] = c.rules.share(p.egressRules)
 	p.err, p.peers = errors.Join(r.errs...), r.peers
 	return p
 }
 
 // dropPolicy lets go of the selectors that the policy was read with.
 func (c *Compiler) dropPolicy(p *policy) {
+	c.rules.drop(p.shared[0])
+	c.rules.drop(p.shared[1])
 	c.podLabels.dropSelector(p.selector)
 	for _, s := range p.peers {
 		c.namespaceLabels.dropSelector(s.Namespace)
