@@ -73,7 +73,7 @@ func (w *compilation) changeNode(name string, now *Node) {
 }
 
 func (w *compilation) countNode(name string, n *Node, by int) {
-	w.Compiler.nodeAddrs.add(name, n.Addrs, by, w.nodeAddrChanged)
+	w.nodeAddrs.add(name, n.Addrs, by, w.nodeAddrChanged)
 }
 
 // changeNamespace takes in a namespace, nil for one that is gone.
@@ -128,7 +128,7 @@ func (w *compilation) leaveNamespace(n *namespace) {
 
 // changePod takes in a pod, nil for one that is gone.
 func (w *compilation) changePod(key string, now *Pod) {
-	p := w.Compiler.pods[key]
+	p := w.pods[key]
 	var before *Pod
 	if p != nil {
 		before = p.Pod
@@ -138,26 +138,26 @@ func (w *compilation) changePod(key string, now *Pod) {
 	}
 	if p == nil {
 		p = &pod{}
-		w.Compiler.pods[key] = p
+		w.pods[key] = p
 	}
 	left := p.subject
 	p.Pod, p.subject = now, nil
-	w.pods[p] = true
+	w.stalePods[p] = true
 	w.claim(p, before, now)
 	if now != nil {
-		w.Compiler.nodeAddrs.add(now.Node, now.nodeIPs(), 1, w.nodeAddrChanged)
+		w.nodeAddrs.add(now.Node, now.nodeIPs(), 1, w.nodeAddrChanged)
 		if len(now.claimed()) > 0 {
 			w.join(p)
 		}
 	}
 	if before != nil {
-		w.Compiler.nodeAddrs.add(before.Node, before.nodeIPs(), -1, w.nodeAddrChanged)
+		w.nodeAddrs.add(before.Node, before.nodeIPs(), -1, w.nodeAddrChanged)
 	}
 	if left != nil {
 		w.leave(left, p)
 	}
 	if now == nil {
-		delete(w.Compiler.pods, key)
+		delete(w.pods, key)
 	}
 }
 
@@ -165,13 +165,13 @@ func (w *compilation) changePod(key string, now *Pod) {
 func (w *compilation) claim(p *pod, before, now *Pod) {
 	rivals := func(a netip.Addr) bool { return len(w.claims.rivals[a]) > 0 }
 	for _, a := range before.claimed() {
-		w.problems = w.problems || rivals(a)
+		w.problemsChanged = w.problemsChanged || rivals(a)
 		w.claims.remove(a, p)
-		w.addrs[a] = true
+		w.staleAddrs[a] = true
 	}
 	for _, a := range now.claimed() {
 		w.claims.add(a, p)
-		w.addrs[a] = true
+		w.staleAddrs[a] = true
 	}
 }
 
@@ -220,7 +220,7 @@ func (w *compilation) mistakes(p *policy, come bool) {
 	if p.err == nil {
 		return
 	}
-	w.problems = true
+	w.problemsChanged = true
 	if come {
 		w.invalid[p] = true
 	} else {
@@ -231,11 +231,11 @@ func (w *compilation) mistakes(p *policy, come bool) {
 // rebuild has the endpoints of a subject's pods made anew.
 func (w *compilation) rebuild(s *subject) {
 	for _, p := range s.pods {
-		w.pods[p] = true
+		w.stalePods[p] = true
 	}
 }
 
-func (w *compilation) nodeAddrChanged(a netip.Addr) { w.nodeAddrs[a] = true }
+func (w *compilation) nodeAddrChanged(a netip.Addr) { w.staleNodeAddrs[a] = true }
 
 // insertPolicy puts a policy into a list that is sorted by name.
 func insertPolicy(list []*policy, p *policy) []*policy {

@@ -88,18 +88,21 @@ func (c *Compiler) Work() Work { return c.work }
 // order in which it is.
 type compilation struct {
 	*Compiler
-	subjects  []*subject // new ones, whose policies aren't known yet
-	pods      map[*pod]bool
-	addrs     map[netip.Addr]bool // that may have another pod
-	nodeAddrs map[netip.Addr]bool // that may have other nodes
-	problems  bool
+	subjects        []*subject          // new ones, whose policies aren't known yet
+	stalePods       map[*pod]bool       // whose endpoints have to be made anew
+	staleAddrs      map[netip.Addr]bool // that may have another pod
+	staleNodeAddrs  map[netip.Addr]bool // that may have other nodes
+	problemsChanged bool
 }
 
 // Compile makes the snapshot of a state. It is the caller's to swap in. The
 // states that a compiler is given come from one source, none left out: see
 // Objects.Changed.
 func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
-	w := &compilation{Compiler: c, pods: map[*pod]bool{}, addrs: map[netip.Addr]bool{}, nodeAddrs: map[netip.Addr]bool{}}
+	w := &compilation{
+		Compiler:  c,
+		stalePods: map[*pod]bool{}, staleAddrs: map[netip.Addr]bool{}, staleNodeAddrs: map[netip.Addr]bool{},
+	}
 	c.work = Work{}
 	changed := o.Changed
 	if c.generation == 0 || changed == nil {
@@ -127,7 +130,7 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 	c.generation++
 	change.Generation = c.generation
 	c.snapshot = c.snapshot.Next(change)
-	if w.problems {
+	if w.problemsChanged {
 		c.report()
 	}
 	return c.snapshot
@@ -147,7 +150,7 @@ func (w *compilation) shareBits() (namespaceBits, podBits []verdict.Bits) {
 		for _, s := range t.namespace.subjects {
 			for _, p := range s.pods {
 				if p.ingress == t || p.egress == t {
-					w.pods[p] = true
+					w.stalePods[p] = true
 				}
 			}
 		}
@@ -158,7 +161,7 @@ func (w *compilation) shareBits() (namespaceBits, podBits []verdict.Bits) {
 // buildEndpoints makes what decisions need of the pods that have changed, or
 // whose policies have.
 func (w *compilation) buildEndpoints(namespaceBits, podBits []verdict.Bits) {
-	for p := range w.pods {
+	for p := range w.stalePods {
 		ingress, egress := p.ingress, p.egress
 		p.ingress, p.egress, p.endpoint = nil, nil, nil
 		if p.subject != nil {
@@ -172,7 +175,7 @@ func (w *compilation) buildEndpoints(namespaceBits, podBits []verdict.Bits) {
 		w.dropTable(ingress)
 		w.dropTable(egress)
 		for _, a := range p.claimed() {
-			w.addrs[a] = true
+			w.staleAddrs[a] = true
 		}
 	}
 }
@@ -236,8 +239,8 @@ func writeNumber(h *maphash.Hash, n uint64) {
 // changedAddrs gives the addresses that have another endpoint, or other nodes,
 // than in the snapshot before.
 func (w *compilation) changedAddrs() (map[netip.Addr]*verdict.Endpoint, map[netip.Addr][]string) {
-	owners, nodes := make(map[netip.Addr]*verdict.Endpoint, len(w.addrs)), map[netip.Addr][]string{}
-	for a := range w.addrs {
+	owners, nodes := make(map[netip.Addr]*verdict.Endpoint, len(w.staleAddrs)), map[netip.Addr][]string{}
+	for a := range w.staleAddrs {
 		var e *verdict.Endpoint
 		if p := w.claims.owner(a); p != nil {
 			e = p.endpoint
@@ -246,10 +249,10 @@ func (w *compilation) changedAddrs() (map[netip.Addr]*verdict.Endpoint, map[neti
 			owners[a] = e
 		}
 		// Whose claims count may be another, even if the owner isn't.
-		w.problems = w.problems || len(w.claims.rivals[a]) > 0
+		w.problemsChanged = w.problemsChanged || len(w.claims.rivals[a]) > 0
 	}
-	for a := range w.nodeAddrs {
-		nodes[a] = w.Compiler.nodeAddrs.names(a)
+	for a := range w.staleNodeAddrs {
+		nodes[a] = w.nodeAddrs.names(a)
 	}
 	return owners, nodes
 }
