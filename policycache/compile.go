@@ -6,13 +6,8 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
-	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
-
-	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 
 	"portcullis/verdict"
 )
@@ -25,244 +20,203 @@ type Problem struct {
 	Err    error
 }
 
-// Compiler turns cluster state into snapshots. It remembers between compiles
-// what it has read and built, so that what didn't change isn't done again. It
-// belongs to one goroutine.
+// Compiler turns cluster state into snapshots. It keeps what it has read and
+// built, and a compile does only what the difference to the state before asks
+// for: a pod's change builds that pod's endpoint, a policy's those of the pods
+// that it selects, with their tables. It belongs to one goroutine.
 type Compiler struct {
 	node string
 	log  *slog.Logger
+	seed maphash.Seed
 
 	generation uint64
-	previous   *verdict.Snapshot
-	selectors  *selectorIDs
-	policies   map[string]*policy // by "namespace/name"
-	nextPolicy uint64
-	tables     map[string]*verdict.Table
-	seed       maphash.Seed
+	snapshot   *verdict.Snapshot
+	work       Work
 
+	namespaceLabels, podLabels *matcher
+	rules                      ruleLists
+
+	namespaces map[string]*namespace
+	pods       map[string]*pod
+	nodes      map[string]*Node
+	policies   map[string]*policy // by their keys in Objects
+	nextPolicy uint64
+	tables     map[string]*table // those that pods have, by tableKey
+	wide       map[*table]bool   // those of them that depend on bitmaps
+	claims     claims
+	nodeAddrs  nodeAddrs
+
+	invalid  map[*policy]bool // those with mistakes
 	problems []Problem
-	logged   map[string]bool // texts of the problems of the last compile
+	logged   map[string]bool // texts of the problems
+}
+
+// Work counts what a compile built, all else being as it was.
+type Work struct {
+	Policies, Tables, Endpoints int
 }
 
 // NewCompiler makes a compiler whose snapshots judge the pods of one node, or
 // all pods when node is empty.
 func NewCompiler(node string, log *slog.Logger) *Compiler {
-	c := &Compiler{node: node, log: log, seed: maphash.MakeSeed()}
-	c.forget()
-	return c
+	return &Compiler{
+		node: node, log: log, seed: maphash.MakeSeed(),
+		snapshot:        verdict.NewSnapshot(verdict.Input{}, nil),
+		namespaceLabels: newMatcher(),
+		podLabels:       newMatcher(),
+		rules:           ruleLists{},
+		namespaces:      map[string]*namespace{},
+		pods:            map[string]*pod{},
+		nodes:           map[string]*Node{},
+		policies:        map[string]*policy{},
+		tables:          map[string]*table{},
+		wide:            map[*table]bool{},
+		claims:          claims{only: map[netip.Addr]*pod{}, rivals: map[netip.Addr][]*pod{}},
+		nodeAddrs:       nodeAddrs{},
+		invalid:         map[*policy]bool{},
+	}
 }
 
-// forget drops all that was remembered; the next compile starts afresh.
-func (c *Compiler) forget() {
-	c.selectors = newSelectorIDs()
-	c.policies = map[string]*policy{}
-	c.tables = map[string]*verdict.Table{}
-}
-
-// Problems lists what was wrong with the objects of the last compile, in the
+// Problems lists what is wrong with the objects of the last compile, in the
 // order of their names.
 func (c *Compiler) Problems() []Problem { return c.problems }
 
-// compilation is the work of one compile.
+// Work tells what the last compile built.
+func (c *Compiler) Work() Work { return c.work }
+
+// compilation is the work of one compile: what has to be looked at anew, in the
+// order in which it is.
 type compilation struct {
 	*Compiler
-	objects    *Objects
-	namespaces *labelIndex
-	pods       *labelIndex
-	nsIndex    map[string]uint32
-	byNS       map[string][]*policy // sorted by name
-	bits       []verdict.Bits       // of selectors over pod label sets
-	nsBits     []verdict.Bits       // of selectors over namespaces
-	subjects   map[subjectKey]subject
-	used       map[string]*verdict.Table
-	problems   []Problem
+	subjects        []*subject          // new ones, whose policies aren't known yet
+	stalePods       map[*pod]bool       // whose endpoints have to be made anew
+	staleAddrs      map[netip.Addr]bool // that may have another pod
+	staleNodeAddrs  map[netip.Addr]bool // that may have other nodes
+	problemsChanged bool
 }
 
-// Compile makes the snapshot of a state. It is the caller's to swap in.
+// Compile makes the snapshot of a state. It is the caller's to swap in. The
+// states that a compiler is given come from one source, none left out: see
+// Objects.Changed.
 func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 	w := &compilation{
-		Compiler:   c,
-		objects:    o,
-		namespaces: newLabelIndex(),
-		pods:       newLabelIndex(),
-		nsIndex:    map[string]uint32{},
-		byNS:       map[string][]*policy{},
-		subjects:   map[subjectKey]subject{},
-		used:       map[string]*verdict.Table{},
+		Compiler:  c,
+		stalePods: map[*pod]bool{}, staleAddrs: map[netip.Addr]bool{}, staleNodeAddrs: map[netip.Addr]bool{},
 	}
-	w.readPolicies()
-	owners := w.ownAddresses()
-	w.numberNamespaces()
-	pods := w.numberPods(owners)
-	w.matchSelectors()
-	in := verdict.Input{
-		Generation:    c.generation + 1,
-		Owners:        map[netip.Addr]*verdict.Endpoint{},
-		Nodes:         w.nodeAddresses(),
-		NamespaceBits: w.nsBits,
-		PodBits:       w.bits,
+	c.work = Work{}
+	changed := o.Changed
+	if c.generation == 0 || changed == nil {
+		changed = c.difference(o)
 	}
-	endpoints := make(map[*Pod]*verdict.Endpoint, len(pods))
-	for addr, pod := range owners {
-		e := endpoints[pod]
-		if e == nil {
-			e = w.endpoint(pod, pods[pod])
-			endpoints[pod] = e
-		}
-		in.Owners[addr] = e
+	for _, name := range changed.Nodes {
+		w.changeNode(name, o.Nodes[name])
 	}
+	for _, name := range changed.Namespaces {
+		w.changeNamespace(name, o.Namespaces[name])
+	}
+	for _, key := range changed.Pods {
+		w.changePod(key, o.Pods[key])
+	}
+	for _, key := range changed.Policies {
+		w.changePolicy(key, o.Policies[key])
+	}
+	for _, s := range w.subjects {
+		s.findPolicies(c.podLabels)
+	}
+	change := verdict.Change{}
+	change.NamespaceBits, change.PodBits = w.shareBits()
+	w.buildEndpoints(change.NamespaceBits, change.PodBits)
+	change.Owners, change.Nodes = w.changedAddrs()
 	c.generation++
-	c.previous = verdict.NewSnapshot(in, c.previous)
-	c.tables = w.used
-	c.report(w.problems)
-	return c.previous
+	change.Generation = c.generation
+	c.snapshot = c.snapshot.Next(change)
+	if w.problemsChanged {
+		c.report()
+	}
+	return c.snapshot
 }
 
-// readPolicies reads the policies that weren't read before and sorts all by
-// namespace and name. It starts afresh when most of the selectors it remembers
-// are of policies long gone.
-func (w *compilation) readPolicies() {
-	if len(w.selectors.selectors) > 1000+4*w.selectorsInUse() {
-		w.forget()
-	}
-	read := make(map[string]*policy, len(w.objects.Policies))
-	for _, np := range w.objects.Policies {
-		p := w.readPolicy(np)
-		read[p.name] = p
-		w.byNS[p.namespace] = append(w.byNS[p.namespace], p)
-		if p.err != nil {
-			w.problems = append(w.problems, Problem{Object: "networkpolicy " + p.name, Err: p.err})
+// shareBits gives the bitmaps for the new snapshot. Tables that were compiled
+// against some that have changed are dropped, and their pods will have others.
+func (w *compilation) shareBits() (namespaceBits, podBits []verdict.Bits) {
+	namespaceBits, namespacesChanged := w.namespaceLabels.bits.share()
+	podBits, podsChanged := w.podLabels.bits.share()
+	for t := range w.wide {
+		if !t.reads(namespacesChanged, podsChanged) {
+			continue
 		}
-	}
-	w.policies = read
-	for _, list := range w.byNS {
-		slices.SortFunc(list, func(a, b *policy) int { return cmp.Compare(a.name, b.name) })
-	}
-}
-
-// readPolicy gives a policy as it was read before if it says the same, even
-// when its object is a new one (a file was written again, a watch began anew):
-// then its tables and all that was cached by them stay.
-func (w *compilation) readPolicy(np *networkingv1.NetworkPolicy) *policy {
-	if p := w.policies[policyName(np)]; p != nil && (p.source == np || reflect.DeepEqual(p.source.Spec, np.Spec)) {
-		p.source = np
-		return p
-	}
-	w.nextPolicy++
-	return readPolicy(np, w.nextPolicy, w.selectors)
-}
-
-// selectorsInUse is an upper bound of the selectors that remembered policies
-// name.
-func (w *compilation) selectorsInUse() int {
-	n := 0
-	for _, p := range w.policies {
-		n++
-		for _, r := range p.ingressRules {
-			n += 2 * len(r.Selectors)
-		}
-		for _, r := range p.egressRules {
-			n += 2 * len(r.Selectors)
-		}
-	}
-	return n
-}
-
-// numberNamespaces gives every namespace that exists or is named an index.
-func (w *compilation) numberNamespaces() {
-	add := func(name string, set map[string]string) {
-		if _, ok := w.nsIndex[name]; ok {
-			return
-		}
-		// Every namespace has this label with its own name; a manifest can't
-		// claim another's.
-		own := maps.Clone(set)
-		if own == nil {
-			own = map[string]string{}
-		}
-		own[corev1.LabelMetadataName] = name
-		w.nsIndex[name] = w.namespaces.id(own)
-	}
-	for _, ns := range w.objects.Namespaces {
-		add(ns.Name, ns.Labels)
-	}
-	for _, pod := range w.objects.Pods {
-		add(pod.Namespace, nil)
-	}
-}
-
-// numberPods gives the pods that own an address the index of their label set.
-func (w *compilation) numberPods(owners map[netip.Addr]*Pod) map[*Pod]uint32 {
-	index := map[*Pod]uint32{}
-	for _, pod := range owners {
-		if _, ok := index[pod]; !ok {
-			index[pod] = w.pods.id(pod.Labels)
-		}
-	}
-	return index
-}
-
-// matchSelectors finds what each selector matches, among the pods' label sets
-// and among the namespaces. A selector may serve as both.
-func (w *compilation) matchSelectors() {
-	n := len(w.selectors.selectors)
-	w.bits, w.nsBits = make([]verdict.Bits, n), make([]verdict.Bits, n)
-	asPods, asNamespaces := w.selectorRoles(n)
-	for i, selector := range w.selectors.selectors {
-		if asPods[i] {
-			w.bits[i] = w.pods.match(selector)
-		}
-		if asNamespaces[i] {
-			w.nsBits[i] = w.namespaces.match(selector)
-		}
-	}
-}
-
-// selectorRoles tells which selectors the policies of now use, and on what.
-func (w *compilation) selectorRoles(n int) (asPods, asNamespaces []bool) {
-	asPods, asNamespaces = make([]bool, n), make([]bool, n)
-	for _, p := range w.policies {
-		asPods[p.selector] = true
-		for _, rules := range [2][]verdict.Rule{p.ingressRules, p.egressRules} {
-			for i := range rules {
-				for _, s := range rules[i].Selectors {
-					asNamespaces[s.Namespace] = true
-					asPods[s.Pod] = true
+		delete(w.tables, t.key)
+		delete(w.wide, t)
+		for _, s := range t.namespace.subjects {
+			for _, p := range s.pods {
+				if p.ingress == t || p.egress == t {
+					w.stalePods[p] = true
 				}
 			}
 		}
 	}
-	return asPods, asNamespaces
+	return namespaceBits, podBits
 }
 
-// endpoint makes what decisions need of a pod.
-func (w *compilation) endpoint(pod *Pod, labelsIndex uint32) *verdict.Endpoint {
-	s := w.subject(pod.Namespace, labelsIndex)
+// buildEndpoints makes what decisions need of the pods that have changed, or
+// whose policies have.
+func (w *compilation) buildEndpoints(namespaceBits, podBits []verdict.Bits) {
+	for p := range w.stalePods {
+		ingress, egress := p.ingress, p.egress
+		p.ingress, p.egress, p.endpoint = nil, nil, nil
+		if p.subject != nil {
+			if w.node == "" || p.Node == w.node {
+				p.ingress = w.ingressTable(p, namespaceBits, podBits)
+				p.egress = w.egressTable(p, namespaceBits, podBits)
+			}
+			p.endpoint = w.endpoint(p)
+			w.work.Endpoints++
+		}
+		w.dropTable(ingress)
+		w.dropTable(egress)
+		for _, a := range p.claimed() {
+			w.staleAddrs[a] = true
+		}
+	}
+}
+
+// endpoint makes what decisions need of a pod, whose tables are there already.
+func (w *compilation) endpoint(p *pod) *verdict.Endpoint {
 	e := &verdict.Endpoint{
-		Namespace:      pod.Namespace,
-		Name:           pod.Name,
-		Node:           pod.Node,
-		Addrs:          pod.IPs,
-		Judged:         w.node == "" || pod.Node == w.node,
-		NamespaceIndex: w.nsIndex[pod.Namespace],
-		LabelsIndex:    labelsIndex,
-		Ports:          pod.Ports,
+		Namespace:      p.Namespace,
+		Name:           p.Name,
+		Node:           p.Node,
+		Addrs:          p.IPs,
+		Judged:         w.node == "" || p.Node == w.node,
+		NamespaceIndex: p.subject.namespace.labels,
+		LabelsIndex:    p.subject.labels,
+		Ports:          p.Ports,
 	}
 	var h maphash.Hash
 	h.SetSeed(w.seed)
-	if e.Judged {
-		var ingressKey, egressKey string
-		e.Ingress, ingressKey = w.ingressTable(s, pod.Ports)
-		e.Egress, egressKey = w.egressTable(s)
-		writeAll(&h, ingressKey, egressKey)
+	for _, t := range [2]*table{p.ingress, p.egress} {
+		if t != nil {
+			writeNumber(&h, t.hash)
+		} else {
+			writeNumber(&h, 0)
+		}
 	}
-	writeAll(&h, pod.UID, pod.Namespace, pod.Name, pod.Node)
-	writeAll(&h, w.namespaces.texts[e.NamespaceIndex], w.pods.texts[labelsIndex])
-	for _, a := range pod.IPs {
-		writeAll(&h, a.String())
+	if p.ingress != nil {
+		e.Ingress = p.ingress.Table
 	}
-	for _, p := range pod.Ports {
-		writeAll(&h, p.Name, p.Proto.String(), string(binary.BigEndian.AppendUint16(nil, p.Port)))
+	if p.egress != nil {
+		e.Egress = p.egress.Table
+	}
+	writeAll(&h, p.UID, p.Namespace, p.Name, p.Node)
+	writeNumber(&h, w.namespaceLabels.sets.all[e.NamespaceIndex].value.hash)
+	writeNumber(&h, w.podLabels.sets.all[e.LabelsIndex].value.hash)
+	for _, a := range p.IPs {
+		b := a.As16()
+		h.Write(b[:])
+	}
+	for _, port := range p.Ports {
+		writeNumber(&h, uint64(port.Proto)<<16|uint64(port.Port))
+		writeAll(&h, port.Name)
 	}
 	e.Meaning = h.Sum64()
 	return e
@@ -271,16 +225,44 @@ func (w *compilation) endpoint(pod *Pod, labelsIndex uint32) *verdict.Endpoint {
 // writeAll hashes texts so that where one ends and the next begins matters.
 func writeAll(h *maphash.Hash, texts ...string) {
 	for _, t := range texts {
-		var length [8]byte
-		binary.BigEndian.PutUint64(length[:], uint64(len(t)))
-		h.Write(length[:])
+		writeNumber(h, uint64(len(t)))
 		h.WriteString(t)
 	}
 }
 
-// report keeps the problems, and logs those that the compile before didn't
-// have.
-func (c *Compiler) report(problems []Problem) {
+func writeNumber(h *maphash.Hash, n uint64) {
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], n)
+	h.Write(b[:])
+}
+
+// changedAddrs gives the addresses that have another endpoint, or other nodes,
+// than in the snapshot before.
+func (w *compilation) changedAddrs() (map[netip.Addr]*verdict.Endpoint, map[netip.Addr][]string) {
+	owners, nodes := make(map[netip.Addr]*verdict.Endpoint, len(w.staleAddrs)), map[netip.Addr][]string{}
+	for a := range w.staleAddrs {
+		var e *verdict.Endpoint
+		if p := w.claims.owner(a); p != nil {
+			e = p.endpoint
+		}
+		if e != w.snapshot.Endpoint(a) {
+			owners[a] = e
+		}
+		// Whose claims count may be another, even if the owner isn't.
+		w.problemsChanged = w.problemsChanged || len(w.claims.rivals[a]) > 0
+	}
+	for a := range w.staleNodeAddrs {
+		nodes[a] = w.nodeAddrs.names(a)
+	}
+	return owners, nodes
+}
+
+// report gathers the problems, and logs those that weren't there before.
+func (c *Compiler) report() {
+	problems := c.claims.problems()
+	for p := range c.invalid {
+		problems = append(problems, Problem{Object: "networkpolicy " + p.name, Err: p.err})
+	}
 	slices.SortFunc(problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Err.Error(), b.Err.Error()))
 	})

@@ -25,24 +25,32 @@ type policy struct {
 	// ingress and egress say whether the policy isolates in that direction.
 	ingress, egress           bool
 	ingressRules, egressRules []verdict.Rule
-	err                       error // all that is wrong with it, nil if nothing
+	shared                    [2]uint64 // the numbers of both lists in ruleLists
+	// names are the named ports of its ingress rules.
+	names []verdict.PortName
+	err   error // all that is wrong with it, nil if nothing
+	// peers are the selectors that were added for its rules, right or wrong.
+	peers []verdict.PeerSelector
 }
 
 // policyReader reads NetworkPolicies and numbers the selectors they name.
 type policyReader struct {
-	ids       *selectorIDs
-	namespace string
-	errs      []error
+	namespaces, pods *matcher
+	namespace        string
+	peers            []verdict.PeerSelector
+	errs             []error
 }
 
 // readPolicy reads a policy. It never refuses: a policy with mistakes still
-// isolates, at least what was meant, and its wrong rules allow nothing.
-func readPolicy(np *networkingv1.NetworkPolicy, id uint64, ids *selectorIDs) *policy {
-	r := policyReader{ids: ids, namespace: namespaceOf(&np.ObjectMeta)}
-	p := &policy{id: id, source: np, namespace: r.namespace, name: policyName(np)}
+// isolates, at least what was meant, and its wrong rules allow nothing. The
+// matchers then hold the selectors until dropPolicy.
+func (c *Compiler) readPolicy(np *networkingv1.NetworkPolicy) *policy {
+	c.nextPolicy++
+	r := policyReader{namespaces: c.namespaceLabels, pods: c.podLabels, namespace: namespaceOf(&np.ObjectMeta)}
+	p := &policy{id: c.nextPolicy, source: np, namespace: r.namespace, name: policyName(np)}
 	selector, err := parseSelector(&np.Spec.PodSelector)
 	r.note("spec.podSelector", err)
-	p.selector = ids.id(selector)
+	p.selector = r.pods.addSelector(selector)
 	p.ingress, p.egress = r.directions(&np.Spec)
 	for i, rule := range np.Spec.Ingress {
 		if rule, ok := r.rule(fmt.Sprintf("spec.ingress[%d]", i), "from", i, rule.From, rule.Ports); ok {
@@ -54,8 +62,24 @@ func readPolicy(np *networkingv1.NetworkPolicy, id uint64, ids *selectorIDs) *po
 			p.egressRules = append(p.egressRules, rule)
 		}
 	}
-	p.err = errors.Join(r.errs...)
+	for i := range p.ingressRules {
+		p.names = append(p.names, p.ingressRules[i].Names...)
+	}
+	p.ingressRules, p.shared[0] = c.rules.share(p.ingressRules)
+	p.egressRules, p.shared[1] = c.rules.share(p.egressRules)
+	p.err, p.peers = errors.Join(r.errs...), r.peers
 	return p
+}
+
+// dropPolicy lets go of the selectors that the policy was read with.
+func (c *Compiler) dropPolicy(p *policy) {
+	c.rules.drop(p.shared[0])
+	c.rules.drop(p.shared[1])
+	c.podLabels.dropSelector(p.selector)
+	for _, s := range p.peers {
+		c.namespaceLabels.dropSelector(s.Namespace)
+		c.podLabels.dropSelector(s.Pod)
+	}
 }
 
 func policyName(np *networkingv1.NetworkPolicy) string {
@@ -138,10 +162,9 @@ func (r *policyReader) peer(rule *verdict.Rule, peer *networkingv1.NetworkPolicy
 			return fmt.Errorf("podSelector: %w", err)
 		}
 	}
-	rule.Selectors = append(rule.Selectors, verdict.PeerSelector{
-		Namespace: r.ids.id(namespaces),
-		Pod:       r.ids.id(pods),
-	})
+	s := verdict.PeerSelector{Namespace: r.namespaces.addSelector(namespaces), Pod: r.pods.addSelector(pods)}
+	r.peers = append(r.peers, s)
+	rule.Selectors = append(rule.Selectors, s)
 	return nil
 }
 

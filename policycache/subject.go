@@ -2,33 +2,59 @@ package policycache
 
 import (
 	"encoding/binary"
+	"hash/maphash"
 	"slices"
 
 	"portcullis/verdict"
 )
 
-// subjectKey tells pods apart as far as being selected goes: pods of one
-// namespace with equal labels are selected by the same policies.
-type subjectKey struct {
-	namespace string
-	labels    uint32
-}
-
-// subject lists the policies that isolate such pods, by direction.
+// subject is the pods of one namespace with equal labels, which are selected by
+// the same policies, and lists those, by direction and sorted by name.
 type subject struct {
+	namespace       *namespace
+	labels          uint32
+	pods            []*pod
+	known           bool // that the policies are listed
 	ingress, egress []*policy
 }
 
-// subject finds the policies that select pods of a namespace with a label set:
-// only policies of the pods' own namespace can.
-func (w *compilation) subject(namespace string, labels uint32) subject {
-	key := subjectKey{namespace, labels}
-	s, ok := w.subjects[key]
-	if ok {
-		return s
+// join puts a pod into its subject.
+func (w *compilation) join(p *pod) {
+	n := w.needNamespace(p.Namespace)
+	n.pods++
+	labels := w.podLabels.addSet(p.Labels)
+	s := n.subjects[labels]
+	if s == nil {
+		s = &subject{namespace: n, labels: labels}
+		n.subjects[labels] = s
+		w.subjects = append(w.subjects, s)
 	}
-	for _, p := range w.byNS[namespace] {
-		if !w.bits[p.selector].Has(labels) {
+	s.pods = append(s.pods, p)
+	p.subject = s
+}
+
+// leave takes a pod out of a subject that it was in.
+func (w *compilation) leave(s *subject, p *pod) {
+	at := slices.Index(s.pods, p)
+	last := len(s.pods) - 1
+	s.pods[at], s.pods[last] = s.pods[last], nil
+	s.pods = s.pods[:last]
+	if last == 0 {
+		delete(s.namespace.subjects, s.labels)
+	}
+	w.podLabels.dropSet(s.labels)
+	s.namespace.pods--
+	w.leaveNamespace(s.namespace)
+}
+
+// findPolicies lists the policies that select the subject: only those of its
+// own namespace can.
+func (s *subject) findPolicies(m *matcher) {
+	if len(s.pods) == 0 {
+		return // gone already, and its labels with it
+	}
+	for _, p := range s.namespace.policies {
+		if !m.matches(p.selector, s.labels) {
 			continue
 		}
 		if p.ingress {
@@ -38,62 +64,121 @@ func (w *compilation) subject(namespace string, labels uint32) subject {
 			s.egress = append(s.egress, p)
 		}
 	}
-	w.subjects[key] = s
-	return s
+	s.known = true
 }
 
-// ingressTable gives the table that isolates a destination, and the key that
-// says what is in it. Named ports are resolved by the destination's own, so
-// pods that give the names different numbers have different tables.
-func (w *compilation) ingressTable(s subject, ports []verdict.NamedPort) (*verdict.Table, string) {
-	if len(s.ingress) == 0 {
-		return nil, ""
+// replace takes one policy's place by another's, either of which may be nil,
+// and tells whether that changes anything for the subject.
+func (s *subject) replace(before, now *policy, m *matcher) (changed bool) {
+	if !s.known {
+		return false
 	}
-	relevant := relevantPorts(s.ingress, ports)
-	key := tableKey("ingress", s.ingress, relevant)
-	return w.table(key, func() []verdict.Policy {
-		list := make([]verdict.Policy, len(s.ingress))
-		for i, p := range s.ingress {
-			list[i] = verdict.Policy{Name: p.name, Rules: resolve(p.ingressRules, relevant)}
+	if before != nil && m.matches(before.selector, s.labels) {
+		s.ingress, s.egress = removePolicy(s.ingress, before), removePolicy(s.egress, before)
+		changed = before.ingress || before.egress
+	}
+	if now != nil && m.matches(now.selector, s.labels) {
+		if now.ingress {
+			s.ingress = insertPolicy(s.ingress, now)
 		}
-		return list
-	}), key
-}
-
-// egressTable gives the table that isolates a source. Its named ports are
-// resolved per destination, when a flow is judged.
-func (w *compilation) egressTable(s subject) (*verdict.Table, string) {
-	if len(s.egress) == 0 {
-		return nil, ""
-	}
-	key := tableKey("egress", s.egress, nil)
-	return w.table(key, func() []verdict.Policy {
-		list := make([]verdict.Policy, len(s.egress))
-		for i, p := range s.egress {
-			list[i] = verdict.Policy{Name: p.name, Rules: p.egressRules}
+		if now.egress {
+			s.egress = insertPolicy(s.egress, now)
 		}
-		return list
-	}), key
+		changed = changed || now.ingress || now.egress
+	}
+	return changed
 }
 
-// table gives the table of a key: one of this compile, or of the last if it
-// didn't depend on which pods there are, or else a new one.
-func (w *compilation) table(key string, policies func() []verdict.Policy) *verdict.Table {
-	if t := w.used[key]; t != nil {
-		return t
+// table is a compiled table and the pods that have it.
+type table struct {
+	*verdict.Table
+	key       string
+	hash      uint64 // of the key
+	namespace *namespace
+	policies  []*policy // set for a table that depends on bitmaps
+	users     int
+}
+
+// reads tells whether the table was compiled against one of the bitmaps.
+func (t *table) reads(namespaces, pods map[uint32]bool) bool {
+	for _, p := range t.policies {
+		for _, s := range p.peers {
+			if namespaces[uint32(s.Namespace)] || pods[uint32(s.Pod)] {
+				return true
+			}
+		}
 	}
-	t := w.tables[key]
-	if t == nil || t.DependsOnBits() {
-		t = verdict.NewTable(policies(), w.nsBits, w.bits)
+	return false
+}
+
+// ingressTable gives the table that isolates a destination, nil for none. Named
+// ports are resolved by the destination's own, so pods that give the names
+// different numbers have different tables.
+func (w *compilation) ingressTable(p *pod, namespaceBits, podBits []verdict.Bits) *table {
+	policies := p.subject.ingress
+	relevant := relevantPorts(policies, p.Ports)
+	return w.table("ingress", policies, relevant, p.subject.namespace, func(list []verdict.Policy) *verdict.Table {
+		for i, p := range policies {
+			list[i].Rules = resolve(p.ingressRules, relevant)
+		}
+		return verdict.NewTable(list, namespaceBits, podBits)
+	})
+}
+
+// egressTable gives the table that isolates a source, nil for none. Its named
+// ports are resolved per destination, when a flow is judged.
+func (w *compilation) egressTable(p *pod, namespaceBits, podBits []verdict.Bits) *table {
+	policies := p.subject.egress
+	return w.table("egress", policies, nil, p.subject.namespace, func(list []verdict.Policy) *verdict.Table {
+		for i, p := range policies {
+			list[i].Rules = p.egressRules
+		}
+		return verdict.NewTable(list, namespaceBits, podBits)
+	})
+}
+
+// table gives the table of some policies for one more user, one that is there
+// or else a new one, which build makes of the policies' names.
+func (w *compilation) table(direction string, policies []*policy, ports []verdict.NamedPort, n *namespace, build func([]verdict.Policy) *verdict.Table) *table {
+	if len(policies) == 0 {
+		return nil
 	}
-	w.used[key] = t
+	key := tableKey(direction, policies, ports)
+	t := w.tables[string(key)]
+	if t == nil {
+		list := make([]verdict.Policy, len(policies))
+		for i, p := range policies {
+			list[i].Name = p.name
+		}
+		t = &table{Table: build(list), key: string(key), hash: maphash.Bytes(w.seed, key), namespace: n}
+		w.tables[t.key] = t
+		w.work.Tables++
+		if t.DependsOnBits() {
+			t.policies = slices.Clone(policies)
+			w.wide[t] = true
+		}
+	}
+	t.users++
 	return t
+}
+
+// dropTable says that one user of the table needs it no more.
+func (w *compilation) dropTable(t *table) {
+	if t == nil {
+		return
+	}
+	if t.users--; t.users == 0 {
+		delete(w.wide, t)
+		if w.tables[t.key] == t {
+			delete(w.tables, t.key)
+		}
+	}
 }
 
 // tableKey names a table by the policies in it, each version of which has a
 // number of its own, and the named ports that they were resolved by.
-func tableKey(direction string, policies []*policy, ports []verdict.NamedPort) string {
-	key := []byte(direction)
+func tableKey(direction string, policies []*policy, ports []verdict.NamedPort) []byte {
+	key := append(make([]byte, 0, 64), direction...)
 	for _, p := range policies {
 		key = binary.AppendUvarint(key, p.id)
 	}
@@ -103,7 +188,7 @@ func tableKey(direction string, policies []*policy, ports []verdict.NamedPort) s
 		key = binary.BigEndian.AppendUint16(key, p.Port)
 		key = append(binary.AppendUvarint(key, uint64(len(p.Name))), p.Name...)
 	}
-	return string(key)
+	return key
 }
 
 // relevantPorts gives those of a pod's named ports that the policies' ingress
@@ -112,8 +197,7 @@ func relevantPorts(policies []*policy, ports []verdict.NamedPort) []verdict.Name
 	var relevant []verdict.NamedPort
 	for _, port := range ports {
 		named := verdict.PortName{Proto: port.Proto, Name: port.Name}
-		names := func(r verdict.Rule) bool { return slices.Contains(r.Names, named) }
-		if slices.ContainsFunc(policies, func(p *policy) bool { return slices.ContainsFunc(p.ingressRules, names) }) {
+		if slices.ContainsFunc(policies, func(p *policy) bool { return slices.Contains(p.names, named) }) {
 			relevant = append(relevant, port)
 		}
 	}

@@ -58,7 +58,16 @@ type Objects struct {
 	Namespaces map[string]*Namespace
 	Nodes      map[string]*Node
 	Policies   map[string]*networkingv1.NetworkPolicy
+
+	// Changed names what may differ from the state that the same source handed
+	// over before. Nil says nothing about that, and everything is compared,
+	// which costs a look at every object.
+	Changed *Changed
 }
+
+// Changed names objects by their keys in Objects. It may name some that are the
+// same, or that aren't there; it mustn't leave out any that differ.
+type Changed struct{ Pods, Namespaces, Nodes, Policies []string }
 
 // NewObjects gives an empty state.
 func NewObjects() *Objects {

@@ -211,8 +211,35 @@ func TestCacheIsBounded(t *testing.T) {
 	for port := range 65535 {
 		w.Decide(tcp(web, db, uint16(port)))
 	}
-	if len(w.index) > 100 || w.order.Len() != 100 {
-		t.Errorf("after a scan of all ports the cache of 100 holds %d flows in %d slots", len(w.index), w.order.Len())
+	if n := len(w.cache.entries); n > 100 {
+		t.Errorf("the cache of 100 has room for %d flows", n)
+	}
+	if !w.Decide(tcp(web, db, 65534)).Cached {
+		t.Error("the last flow of a scan of all ports wasn't cached")
+	}
+}
+
+// TestScanLeavesOthersCached: flows that come back outlive a scan of all ports.
+func TestScanLeavesOthersCached(t *testing.T) {
+	engine := NewEngine()
+	engine.Swap(pair(1, nil, 2, port5432))
+	w := engine.NewWorker(256)
+	for range 2 {
+		for i := range 64 {
+			w.Decide(tcp(podAddr(i), db, 5432))
+		}
+	}
+	for port := range 65536 {
+		w.Decide(tcp(web, db, uint16(port)))
+	}
+	kept := 0
+	for i := range 64 {
+		if w.Decide(tcp(podAddr(i), db, 5432)).Cached {
+			kept++
+		}
+	}
+	if kept < 60 {
+		t.Errorf("a scan of all ports left %d of 64 flows that come back", kept)
 	}
 }
 

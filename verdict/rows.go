@@ -70,3 +70,10 @@ func (b *Bits) Set(i uint32) {
 func (b Bits) Has(i uint32) bool {
 	return int(i>>6) < len(b) && b[i>>6]&(1<<(i&63)) != 0
 }
+
+// Clear clears bit i.
+func (b Bits) Clear(i uint32) {
+	if int(i>>6) < len(b) {
+		b[i>>6] &^= 1 << (i & 63)
+	}
+}

@@ -26,13 +26,27 @@ type Input struct {
 // changes: an address shares its stamp with one in so many others.
 const stampSlots = 1024
 
+// Change is what makes a snapshot out of the one before. Next keeps it: the
+// caller must not change any of it afterwards.
+type Change struct {
+	// Generation numbers the new snapshot, higher than the one before.
+	Generation uint64
+	// Owners and Nodes hold the addresses whose pod, or whose nodes, are others
+	// than before, as in Input: nil for those that nobody has any more.
+	Owners map[netip.Addr]*Endpoint
+	Nodes  map[netip.Addr][]string
+	// NamespaceBits and PodBits are as in Input. Those that haven't changed may
+	// be the ones of before.
+	NamespaceBits, PodBits []Bits
+}
+
 // Snapshot is the cluster's compiled policy at one moment. It is immutable;
 // any number of goroutines may use it at once.
 type Snapshot struct {
 	generation             uint64
-	owners                 map[netip.Addr]*Endpoint
-	nodes                  map[netip.Addr][]string
+	ends                   endTable
 	namespaceBits, podBits []Bits
+	isolated, judged       *addrList
 	// stamps hold, by an address's slot, the generation in which the meaning
 	// of some address of that slot last changed.
 	stamps [stampSlots]uint64
@@ -42,128 +56,155 @@ type Snapshot struct {
 // first: addresses that mean the same in both keep their stamps, so that
 // cached verdicts between them stay usable.
 func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
-	s := &Snapshot{
-		generation:    in.Generation,
-		owners:        in.Owners,
-		nodes:         in.Nodes,
-		namespaceBits: in.NamespaceBits,
-		podBits:       in.PodBits,
-	}
+	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits}
+	maps.Copy(c.Owners, in.Owners)
+	maps.Copy(c.Nodes, in.Nodes)
 	if prev == nil {
-		for i := range s.stamps {
-			s.stamps[i] = s.generation
+		prev = &Snapshot{ends: newEndTable(1), isolated: new(addrList), judged: new(addrList)}
+		for i := range prev.stamps {
+			prev.stamps[i] = in.Generation
 		}
-		return s
 	}
-	s.stamps = prev.stamps
-	s.restamp(prev, maps.Keys(s.owners))
-	s.restamp(prev, maps.Keys(s.nodes))
-	s.restamp(prev, maps.Keys(prev.owners))
-	s.restamp(prev, maps.Keys(prev.nodes))
-	return s
+	prev.ends.each(func(e *end) {
+		a := e.addr()
+		if e.endpoint != nil && c.Owners[a] == nil {
+			c.Owners[a] = nil
+		}
+		if e.nodes != nil && c.Nodes[a] == nil {
+			c.Nodes[a] = nil
+		}
+	})
+	return prev.Next(c)
 }
 
-func (s *Snapshot) restamp(prev *Snapshot, addrs func(func(netip.Addr) bool)) {
-	for a := range addrs {
-		if s.meaning(a) != prev.meaning(a) {
-			s.stamps[stampSlot(a)] = s.generation
+// Next makes the snapshot that follows this one, which stays as it is. It costs
+// what has changed, and shares all else.
+func (s *Snapshot) Next(c Change) *Snapshot {
+	n := &Snapshot{generation: c.Generation, namespaceBits: c.NamespaceBits, podBits: c.PodBits, stamps: s.stamps}
+	ends := s.ends.edit()
+	var isolated, judged addrChange
+	change := func(a netip.Addr, pod *Endpoint, nodes []string) {
+		k := keyOf(a)
+		old, now := s.ends.find(&k), newEnd(k, pod, nodes)
+		if old.meaning() != now.meaning() {
+			n.stamps[k.stampSlot()] = n.generation
+		}
+		isolated.note(a, old.isIsolated(), now.isIsolated())
+		judged.note(a, old.judged, now.judged)
+		ends.put(now)
+	}
+	for a, pod := range c.Owners {
+		nodes, ok := c.Nodes[a]
+		if !ok {
+			nodes = s.nodesOf(a)
+		}
+		change(a, pod, nodes)
+	}
+	for a, nodes := range c.Nodes {
+		if _, done := c.Owners[a]; !done {
+			change(a, s.Endpoint(a), nodes)
 		}
 	}
+	n.ends = ends.endTable
+	n.isolated, n.judged = isolated.apply(s.isolated), judged.apply(s.judged)
+	return n
 }
 
 var nodeSeed = maphash.MakeSeed()
 
 // meaning is all that decisions know of an address, as one number: a pod, a
 // node, or neither.
-func (s *Snapshot) meaning(a netip.Addr) uint64 {
-	if e := s.owners[a]; e != nil {
-		return e.Meaning
+func (e *end) meaning() uint64 {
+	if e.endpoint != nil {
+		return e.endpoint.Meaning
 	}
 	var h maphash.Hash
 	h.SetSeed(nodeSeed)
-	for _, name := range s.nodes[a] {
-		h.WriteString(name)
-		h.WriteByte('/')
+	if e.nodes != nil {
+		for _, name := range *e.nodes {
+			h.WriteString(name)
+			h.WriteByte('/')
+		}
 	}
 	return h.Sum64()
 }
 
 // stampSlot spreads addresses over the stamps.
-func stampSlot(a netip.Addr) uint64 {
-	hi, lo := halves(a)
-	return slotOf(hi, lo)
-}
-
-func slotOf(hi, lo uint64) uint64 {
-	const odd = 0x9e3779b97f4a7c15 // 2^64 divided by the golden ratio
-	return ((hi*odd ^ lo) * odd) >> 54
-}
+func (k *addrKey) stampSlot() uint64 { return k.hash() >> 54 }
 
 // Generation numbers the snapshot; a later one has a greater number.
 func (s *Snapshot) Generation() uint64 { return s.generation }
 
+// end gives what is known of an address.
+func (s *Snapshot) end(a netip.Addr) *end {
+	if a = a.Unmap(); !a.IsValid() || a.Zone() != "" {
+		return &nobody
+	}
+	k := keyOf(a)
+	return s.ends.find(&k)
+}
+
 // Endpoint gives the pod that owns the address, nil when none does.
-func (s *Snapshot) Endpoint(a netip.Addr) *Endpoint { return s.owners[a.Unmap()] }
+func (s *Snapshot) Endpoint(a netip.Addr) *Endpoint { return s.end(a).endpoint }
+
+// nodesOf gives the names of the nodes that have the address.
+func (s *Snapshot) nodesOf(a netip.Addr) []string {
+	if e := s.end(a); e.nodes != nil {
+		return *e.nodes
+	}
+	return nil
+}
 
 // Node gives the name of the node that has the address, "" when none does.
 func (s *Snapshot) Node(a netip.Addr) string {
-	if names := s.nodes[a.Unmap()]; len(names) > 0 {
+	if names := s.nodesOf(a); len(names) > 0 {
 		return names[0]
 	}
 	return ""
 }
 
-// IsolatedAddrs lists the addresses of the judged pods that are isolated in
-// some direction, sorted: those whose packets the kernel has to queue.
-func (s *Snapshot) IsolatedAddrs() []netip.Addr {
-	var addrs []netip.Addr
-	for a, e := range s.owners {
-		if e.Judged && e.Isolated() {
-			addrs = append(addrs, a)
-		}
-	}
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	return addrs
-}
-
-// JudgedAddrs lists the addresses of all judged pods, isolated or not, sorted.
-func (s *Snapshot) JudgedAddrs() []netip.Addr {
-	var addrs []netip.Addr
-	for a, e := range s.owners {
-		if e.Judged {
-			addrs = append(addrs, a)
-		}
-	}
-	slices.SortFunc(addrs, netip.Addr.Compare)
-	return addrs
-}
-
 // Decide judges a flow without any cache. It allocates nothing.
 func (s *Snapshot) Decide(f *Flow) Decision {
 	var d Decision
-	s.decide(f, &d)
+	key := flowKeyOf(f)
+	s.decide(f, &key, &d)
 	return d
 }
 
-// decide fills d, which must be zero.
-func (s *Snapshot) decide(f *Flow, d *Decision) {
-	d.Src, d.Dst = s.owners[f.Src], s.owners[f.Dst]
-	d.Egress.open(d.Src, egressOf(d.Src))
-	d.Ingress.open(d.Dst, ingressOf(d.Dst))
-	if reason := s.exempt(f, d); reason != ReasonNone {
-		d.Verdict, d.Reason = Allow, reason
-		return
-	}
-	if f.Defect != ReasonNone || !f.Src.IsValid() || !f.Dst.IsValid() {
+// decide fills d, which must be zero. key is the flow's.
+func (s *Snapshot) decide(f *Flow, key *flowKey, d *Decision) {
+	if !f.Src.IsValid() || !f.Dst.IsValid() {
+		d.Egress.Verdict, d.Ingress.Verdict = Allow, Allow
 		d.refuse(f)
 		return
 	}
-	if d.Egress.Isolated {
-		ref, ok := d.Src.Egress.admit(s, d.Dst, f.Dst, f, namesOf(d.Dst))
+	src, dst := s.ends.find(&key.src), s.ends.find(&key.dst)
+	d.Src, d.Dst = src.endpoint, dst.endpoint
+	d.Egress.open(src, src.egress)
+	d.Ingress.open(dst, dst.ingress)
+	if reason := exempt(f, src, dst); reason != ReasonNone {
+		d.Verdict, d.Reason = Allow, reason
+		return
+	}
+	if f.Defect != ReasonNone {
+		d.refuse(f)
+		return
+	}
+	// Both tables are read before either is followed any further: the
+	// processor then waits for their memory at once, not one by one.
+	var openOut, openIn uint16
+	if src.egress != nil {
+		openOut = src.egress.open(f, dst)
+	}
+	if dst.ingress != nil {
+		openIn = dst.ingress.open(f, &nobody)
+	}
+	if src.egress != nil {
+		ref, ok := src.egress.admit(s, dst, &key.dst, f, openOut, dst)
 		d.Egress.close(ref, ok)
 	}
-	if d.Ingress.Isolated {
-		ref, ok := d.Dst.Ingress.admit(s, d.Src, f.Src, f, nil)
+	if dst.ingress != nil {
+		ref, ok := dst.ingress.admit(s, src, &key.src, f, openIn, &nobody)
 		d.Ingress.close(ref, ok)
 	}
 	d.conclude()
@@ -175,14 +216,13 @@ func (s *Snapshot) decide(f *Flow, d *Decision) {
 //   - a pod always reaches itself, by any of its addresses;
 //   - traffic between a node and its own pods is always allowed, whatever
 //     policies say (the API documentation of NetworkPolicy).
-func (s *Snapshot) exempt(f *Flow, d *Decision) Reason {
+func exempt(f *Flow, src, dst *end) Reason {
 	switch {
 	case isNeighbourDiscovery(f):
 		return ReasonNeighbour
-	case d.Src != nil && d.Src == d.Dst:
+	case src.endpoint != nil && src.endpoint == dst.endpoint:
 		return ReasonSelf
-	case d.Src != nil && d.Dst == nil && s.isNode(f.Dst, d.Src.Node),
-		d.Dst != nil && d.Src == nil && s.isNode(f.Src, d.Dst.Node):
+	case dst.endpoint == nil && dst.isNodeOf(src), src.endpoint == nil && src.isNodeOf(dst):
 		return ReasonOwnNode
 	}
 	return ReasonNone
@@ -194,39 +234,14 @@ func isNeighbourDiscovery(f *Flow) bool {
 	return f.Proto == ICMPv6 && f.Dst.Is6() && f.ICMPType >= 133 && f.ICMPType <= 137
 }
 
-// isNode tells whether the address is one of the named node's.
-func (s *Snapshot) isNode(a netip.Addr, node string) bool {
-	return slices.Contains(s.nodes[a], node)
-}
-
-func egressOf(e *Endpoint) *Table {
-	if e == nil {
-		return nil
-	}
-	return e.Egress
-}
-
-func ingressOf(e *Endpoint) *Table {
-	if e == nil {
-		return nil
-	}
-	return e.Ingress
-}
-
-func namesOf(e *Endpoint) []NamedPort {
-	if e == nil {
-		return nil
-	}
-	return e.Ports
+// isNodeOf tells whether the end's address is one of the pod's node's.
+func (e *end) isNodeOf(pod *end) bool {
+	return e.nodes != nil && pod.endpoint != nil && slices.Contains(*e.nodes, pod.endpoint.Node)
 }
 
 // open notes whether the end is judged and isolated, and allows until close says otherwise.
-func (d *Side) open(e *Endpoint, t *Table) {
-	d.Verdict = Allow
-	if e == nil || !e.Judged {
-		return
-	}
-	d.Judged = true
+func (d *Side) open(e *end, t *Table) {
+	d.Verdict, d.Judged = Allow, e.judged
 	if t != nil {
 		d.Isolated = true
 		d.Policies = t.policies

@@ -2,8 +2,6 @@ package verdict
 
 import (
 	"cmp"
-	"math/bits"
-	"net/netip"
 	"slices"
 )
 
@@ -40,17 +38,26 @@ type Policy struct {
 
 // Table is the union of the policies that isolate a pod in one direction. It is
 // immutable and is shared by all pods that the same policies isolate.
+//
+// Its rows are the ways to be admitted, in order of policy name and rule. Most
+// tables have few, and those are narrow: all that a decision reads of them lies
+// side by side in four cache lines, so that its loads don't wait for each other.
+// The others are wide, and the fields of a narrow one are then empty.
 type Table struct {
-	words     int
-	anyPeer   rows // rows without a peer test
-	anyPort   rows // rows without a port test
-	namespace axis
-	labels    axis
-	ports     [3]portIndex
-	blocks    blockTrie
-	names     map[PortName]rows // nil when no rule has a name
-	refs      []RuleRef         // each row's rule
-	policies  []string
+	anyPeer, anyPort uint16 // rows without a peer test, and without a port test
+	byBlock          uint16 // rows whose peers are blocks
+	// portRows are open from the port that portStarts has one place before them
+	// up to the next start; the first are open below all starts. See portKey.
+	portRows   [narrowPorts + 1]uint16
+	portStarts [narrowPorts]uint32
+	blocks     *narrowBlockIndex // nil when no row is by block
+
+	names    map[PortName]uint16 // nil when no rule has a name
+	wide     *wideTable          // nil when the table is narrow
+	refs     []RuleRef           // each row's rule
+	policies []string
+
+	peers [narrowRows]PeerSelector // of the rows with selectors
 }
 
 // NewTable compiles policies. The bitmaps are read only for tables with many
@@ -68,30 +75,12 @@ func NewTable(policies []Policy, namespaceBits, podBits []Bits) *Table {
 			rowsOf = append(rowsOf, t.addRows(p.Name, r))
 		}
 	}
-	t.words = (len(t.refs) + 63) / 64
-	t.buildPeers(rules, rowsOf, namespaceBits, podBits)
-	t.buildPorts(rules, rowsOf)
-	t.pack()
+	t.policies, t.refs = slices.Clip(t.policies), slices.Clip(t.refs)
+	if !t.buildNarrow(rules, rowsOf, len(t.refs)) {
+		*t = Table{refs: t.refs, policies: t.policies}
+		t.wide = newWideTable(rules, rowsOf, len(t.refs), namespaceBits, podBits)
+	}
 	return t
-}
-
-// pack moves all that a decision reads of the table, but for the trie and the
-// names, into one piece of memory.
-func (t *Table) pack() {
-	any := rowSets{words: t.words}
-	any.add(t.anyPeer)
-	any.add(t.anyPort)
-	all := []*rowSets{&any, &t.namespace.rows, &t.namespace.classRows, &t.labels.rows, &t.labels.classRows,
-		&t.ports[0].rows, &t.ports[1].rows, &t.ports[2].rows, &t.blocks.rows}
-	size := 0
-	for _, s := range all {
-		size += len(s.bits)
-	}
-	arena := make([]uint64, 0, size)
-	for _, s := range all {
-		s.moveTo(&arena)
-	}
-	t.anyPeer, t.anyPort = any.at(0), any.at(1)
 }
 
 // addRows gives a rule its rows: one for any peer, or else one for all its
@@ -112,119 +101,42 @@ func (t *Table) addRows(policy string, r Rule) []int {
 	return mine
 }
 
-func (t *Table) buildPeers(rules []Rule, rowsOf [][]int, namespaceBits, podBits []Bits) {
-	t.anyPeer = newRows(t.words)
-	namespaces, labels := newAxisBuilder(t.words), newAxisBuilder(t.words)
-	var blocks []Block
-	var blockRow []int
-	for i, r := range rules {
-		if r.AnyPeer {
-			t.anyPeer.set(rowsOf[i][0])
-			continue
-		}
-		row := rowsOf[i]
-		if len(r.Blocks) > 0 {
-			for _, b := range r.Blocks {
-				blocks = append(blocks, b)
-				blockRow = append(blockRow, row[0])
-			}
-			row = row[1:]
-		}
-		for j, s := range r.Selectors {
-			namespaces.add(s.Namespace, row[j])
-			labels.add(s.Pod, row[j])
-		}
-	}
-	t.namespace = namespaces.build(namespaceBits)
-	t.labels = labels.build(podBits)
-	t.blocks = buildBlocks(blocks, blockRow, t.words, len(t.refs))
-}
-
-func (t *Table) buildPorts(rules []Rule, rowsOf [][]int) {
-	t.anyPort = newRows(t.words)
-	for i, r := range rules {
-		for _, row := range rowsOf[i] {
-			if r.AnyPort {
-				t.anyPort.set(row)
-			}
-			for _, n := range r.Names {
-				if t.names == nil {
-					t.names = map[PortName]rows{}
-				}
-				if t.names[n] == nil {
-					t.names[n] = newRows(t.words)
-				}
-				t.names[n].set(row)
-			}
-		}
-	}
-	for _, proto := range []Protocol{TCP, UDP, SCTP} {
-		t.ports[portSlot(proto)] = buildPorts(proto, rules, rowsOf, t.words)
-	}
-}
-
 // Policies are the names of the policies that the table unites, sorted. The
 // slice is the table's own.
 func (t *Table) Policies() []string { return t.policies }
 
 // DependsOnBits tells whether the table was compiled against the bitmaps as
 // they were, and so must be compiled again when bitmaps change.
-func (t *Table) DependsOnBits() bool { return !t.namespace.scans() || !t.labels.scans() }
-
-// admit finds the first rule that admits a flow between the table's pod and a
-// peer. peer is nil when addr is no pod's; names are the destination's.
-func (t *Table) admit(s *Snapshot, peer *Endpoint, addr netip.Addr, f *Flow, names []NamedPort) (RuleRef, bool) {
-	var namespaceBuf, labelBuf, portBuf [scanLimit]rows
-	inNamespace, withLabels := namespaceBuf[:0], labelBuf[:0]
-	if peer != nil {
-		inNamespace = t.namespace.match(s.namespaceBits, peer.NamespaceIndex, inNamespace)
-		if len(inNamespace) > 0 {
-			withLabels = t.labels.match(s.podBits, peer.LabelsIndex, withLabels)
-		}
-	}
-	inBlock := t.blocks.lookup(addr)
-	ports := t.matchPorts(f.Proto, f.DstPort, names, portBuf[:0])
-	for w := range t.words {
-		var n, l uint64
-		for _, r := range inNamespace {
-			n |= r[w]
-		}
-		for _, r := range withLabels {
-			l |= r[w]
-		}
-		peers, open := t.anyPeer[w]|n&l, t.anyPort[w]
-		if inBlock != nil {
-			peers |= inBlock[w]
-		}
-		for _, r := range ports {
-			open |= r[w]
-		}
-		if hit := peers & open; hit != 0 {
-			return t.refs[w*64+bits.TrailingZeros64(hit)], true
-		}
-	}
-	return RuleRef{}, false
+func (t *Table) DependsOnBits() bool {
+	return t.wide != nil && !(t.wide.namespace.scans() && t.wide.labels.scans())
 }
 
-// matchPorts appends to found the sets of rows that admit the port by number or
-// by one of the destination's names for it.
-func (t *Table) matchPorts(proto Protocol, port uint16, names []NamedPort, found []rows) []rows {
-	slot := portSlot(proto)
-	if slot < 0 {
-		return found
+// open gives the rows of a narrow table that admit the port of a flow, whatever
+// its peer. dst is the destination where its named ports count, and nobody where
+// they have been resolved.
+func (t *Table) open(f *Flow, dst *end) uint16 {
+	if t.wide != nil {
+		return 0
 	}
-	if r := t.ports[slot].lookup(port); r != nil {
-		found = append(found, r)
+	open := t.anyPort | t.openAt(portKey(f.Proto, f.DstPort))
+	if t.names != nil && dst.names&nameBit(f.Proto, f.DstPort) != 0 {
+		open |= t.named(f, dst.endpoint.Ports)
 	}
-	if t.names == nil {
-		return found
+	return open
+}
+
+// admit finds the first rule that admits a flow between the table's pod and a
+// peer at an address; open and dst are as in open.
+func (t *Table) admit(s *Snapshot, peer *end, key *addrKey, f *Flow, open uint16, dst *end) (RuleRef, bool) {
+	var row int
+	var ok bool
+	if t.wide == nil {
+		row, ok = t.admitNarrow(s, peer, key, open)
+	} else {
+		row, ok = t.wide.admit(s, peer, key, f, dst)
 	}
-	for _, n := range names {
-		if n.Port == port && n.Proto == proto {
-			if r := t.names[PortName{proto, n.Name}]; r != nil {
-				found = append(found, r)
-			}
-		}
+	if !ok {
+		return RuleRef{}, false
 	}
-	return found
+	return t.refs[row], true
 }

@@ -11,19 +11,28 @@ import (
 // small ones, ones of several words, and ones of more selectors than are
 // scanned.
 func TestTableAgainstOracle(t *testing.T) {
-	shapes := []struct{ worlds, rules, selectors int }{
-		{400, 6, 4}, {60, 80, 6}, {60, 60, 30}, {15, 400, 200},
+	shapes := []struct{ worlds, rules, selectors, kind int }{
+		{400, 6, 4, 0}, {200, 12, 6, 0}, {60, 80, 6, 1}, {60, 60, 30, 1}, {15, 400, 200, 1},
 	}
 	for _, shape := range shapes {
 		t.Run(fmt.Sprintf("%d rules, %d selectors", shape.rules, shape.selectors), func(t *testing.T) {
+			var kinds [2]int
 			for seed := range uint64(shape.worlds) {
-				compareTable(t, randomWorld(rand.New(rand.NewPCG(seed, 1)), shape.rules, shape.selectors), seed)
+				table := compareTable(t, randomWorld(rand.New(rand.NewPCG(seed, 1)), shape.rules, shape.selectors), seed)
+				if table.wide == nil {
+					kinds[0]++
+				} else {
+					kinds[1]++
+				}
+			}
+			if kinds[shape.kind] < shape.worlds/3 {
+				t.Errorf("%d narrow tables and %d wide ones", kinds[0], kinds[1])
 			}
 		})
 	}
 }
 
-func compareTable(t *testing.T, w *world, seed uint64) {
+func compareTable(t *testing.T, w *world, seed uint64) *Table {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 2))
 	table := NewTable(w.policies, w.nsBits, w.pod)
@@ -38,7 +47,8 @@ func compareTable(t *testing.T, w *world, seed uint64) {
 		}
 		names := w.subject.Ports
 		wantRef, want := w.admit(peer, a, f, names)
-		gotRef, got := table.admit(s, peer, a, f, names)
+		subject, from := newEnd(addrKey{}, w.subject, nil), newEnd(keyOf(a), peer, nil)
+		gotRef, got := table.admit(s, &from, &from.addrKey, f, table.open(f, &subject), &subject)
 		if got != want || gotRef != wantRef {
 			t.Fatalf("seed %d: flow %+v peer %+v: got %v %v, want %v %v (%d policies)", seed, f, peer, gotRef, got, wantRef, want, len(w.policies))
 		}
@@ -51,6 +61,7 @@ func compareTable(t *testing.T, w *world, seed uint64) {
 			check(nil, a)
 		}
 	}
+	return table
 }
 
 func TestTableNamesItsPoliciesSorted(t *testing.T) {

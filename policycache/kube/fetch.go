@@ -44,5 +44,5 @@ func Fetch(ctx context.Context, c *Client) (*policycache.Objects, error) {
 			return nil, fmt.Errorf("can't read %s from %s: %s", resource, c.Host, describe(resource, err))
 		}
 	}
-	return s.objects(), nil
+	return s.take(), nil
 }

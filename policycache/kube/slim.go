@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"unique"
@@ -113,44 +114,92 @@ func sharedMap(m map[string]string) map[string]string {
 
 // state is the cluster as far as it has been told, by resource and key. It
 // belongs to whoever holds its lock.
-type state map[string]map[string]*slim
+type state struct {
+	known map[string]map[string]*slim
+	// changed has, by resource, the keys of what has changed since the state
+	// was last taken; nothing before the first time.
+	changed map[string]map[string]bool
+	taken   *policycache.Objects // nil before the first time
+}
 
 func newState() state {
-	return state{pods: {}, namespaces: {}, nodes: {}, policies: {}}
+	return state{
+		known:   map[string]map[string]*slim{pods: {}, namespaces: {}, nodes: {}, policies: {}},
+		changed: map[string]map[string]bool{pods: {}, namespaces: {}, nodes: {}, policies: {}},
+	}
 }
 
 // set puts an object in and tells whether that changes anything.
-func (s state) set(o *slim) bool {
-	before := s[o.resource][o.key()]
+func (s *state) set(o *slim) bool {
+	key := o.key()
+	before := s.known[o.resource][key]
 	if before != nil && before.same(o) {
 		return false
 	}
-	s[o.resource][o.key()] = o
+	s.known[o.resource][key] = o
+	s.note(o.resource, key)
 	return true
 }
 
 // remove takes an object out and tells whether it was there.
-func (s state) remove(resource, key string) bool {
-	_, ok := s[resource][key]
-	delete(s[resource], key)
+func (s *state) remove(resource, key string) bool {
+	_, ok := s.known[resource][key]
+	delete(s.known[resource], key)
+	s.note(resource, key)
 	return ok
 }
 
-// objects copies the state for a compile, which goes on while the state
-// changes.
-func (s state) objects() *policycache.Objects {
-	return &policycache.Objects{
-		Pods:       values[*policycache.Pod](s[pods]),
-		Namespaces: values[*policycache.Namespace](s[namespaces]),
-		Nodes:      values[*policycache.Node](s[nodes]),
-		Policies:   values[*networkingv1.NetworkPolicy](s[policies]),
+func (s *state) note(resource, key string) {
+	if s.taken != nil {
+		s.changed[resource][key] = true
 	}
 }
 
-func values[T any](objects map[string]*slim) map[string]T {
-	all := make(map[string]T, len(objects))
+// take gives the state for a compile, which goes on while the state changes. All
+// but the first name what has changed, and share with the one before the objects
+// of resources of which nothing has.
+func (s *state) take() *policycache.Objects {
+	if s.taken == nil {
+		s.taken = &policycache.Objects{
+			Pods:       values[policycache.Pod](s.known[pods]),
+			Namespaces: values[policycache.Namespace](s.known[namespaces]),
+			Nodes:      values[policycache.Node](s.known[nodes]),
+			Policies:   values[networkingv1.NetworkPolicy](s.known[policies]),
+		}
+		return s.taken
+	}
+	o := &policycache.Objects{Changed: &policycache.Changed{}}
+	o.Pods, o.Changed.Pods = following(s, pods, s.taken.Pods)
+	o.Namespaces, o.Changed.Namespaces = following(s, namespaces, s.taken.Namespaces)
+	o.Nodes, o.Changed.Nodes = following(s, nodes, s.taken.Nodes)
+	o.Policies, o.Changed.Policies = following(s, policies, s.taken.Policies)
+	s.taken = o
+	return o
+}
+
+func values[T any](objects map[string]*slim) map[string]*T {
+	all := make(map[string]*T, len(objects))
 	for key, o := range objects {
-		all[key] = o.value.(T)
+		all[key] = o.value.(*T)
 	}
 	return all
+}
+
+// following gives what follows the objects taken before, and what has changed.
+func following[T any](s *state, resource string, before map[string]*T) (map[string]*T, []string) {
+	if len(s.changed[resource]) == 0 {
+		return before, nil
+	}
+	now := maps.Clone(before)
+	var changed []string
+	for key := range s.changed[resource] {
+		changed = append(changed, key)
+		if o := s.known[resource][key]; o != nil {
+			now[key] = o.value.(*T)
+		} else {
+			delete(now, key)
+		}
+	}
+	s.changed[resource] = map[string]bool{}
+	return now, changed
 }

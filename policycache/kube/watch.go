@@ -167,7 +167,7 @@ func (w *Watcher) applyNow(apply func(*policycache.Objects)) {
 	default:
 	}
 	w.mu.Lock()
-	objects := w.state.objects()
+	objects := w.state.take()
 	w.mu.Unlock()
 	apply(objects)
 	w.mu.Lock()

@@ -173,7 +173,7 @@ func TestMissedDeletion(t *testing.T) {
 	}
 	w.event(o, false)
 	w.event(cache.DeletedFinalStateUnknown{Key: "shop/web", Obj: o}, true)
-	if n := len(w.state.objects().Pods); n != 0 {
+	if n := len(w.state.take().Pods); n != 0 {
 		t.Errorf("%d pods after the deletion", n)
 	}
 }
