@@ -151,8 +151,43 @@ func TestFill(t *testing.T) {
 	o.Pods["default/new"] = pod("default/new", "u1", nil, "10.0.0.1", "fd00::1")
 	delete(o.Pods, "default/half")
 	delete(o.Pods, "default/anon")
+	w.Fill(o, "here")
 	if w.Fill(o, "here") != o {
 		t.Error("nothing is to add, but the objects are others")
+	}
+}
+
+// TestFillNamesWhatChanges: a source that names what has changed doesn't know of the
+// results, so that Fill has to name the pods that it makes, and makes no more.
+func TestFillNamesWhatChanges(t *testing.T) {
+	w := watcher(t, map[string]string{"db": file("default", "db", "u", "10.0.0.1/24")})
+	o := policycache.NewObjects()
+	o.Pods["default/db"] = pod("default/db", "u", nil)
+	o.Changed = &policycache.Changed{Pods: []string{"default/web"}}
+	for _, step := range []struct{ name, want, file string }{
+		{"the first time", "[default/web default/db]", ""},
+		{"nothing is new", "[default/web]", ""},
+		{"another address", "[default/web default/db]", file("default", "db", "u", "10.0.0.2/24")},
+		{"nothing is new again", "[default/web]", ""},
+		{"the result is gone", "[default/web default/db]", "-"},
+		{"and stays gone", "[default/web]", ""},
+	} {
+		switch step.file {
+		case "":
+		case "-":
+			if err := os.Remove(filepath.Join(w.dir, "db")); err != nil {
+				t.Fatal(err)
+			}
+		default:
+			put(t, w.dir, "db", step.file)
+		}
+		w.lookAtAll()
+		if got := fmt.Sprint(w.Fill(o, "here").Changed.Pods); got != step.want {
+			t.Errorf("%s: changed are %s, want %s", step.name, got, step.want)
+		}
+	}
+	if len(o.Changed.Pods) != 1 {
+		t.Error("what was given has changed")
 	}
 }
 

@@ -18,7 +18,9 @@ type filled struct {
 
 // Fill adds to the node's pods the addresses that their CNI plugins have given them
 // and that the API doesn't name yet. It changes nothing that it is given; where there
-// is nothing to add it gives the objects themselves. Pods of another UID than the
+// is nothing to add, and was nothing before, it gives the objects themselves; where
+// they name what has changed, it names the pods too that are others for its sake. Each
+// state that it gives has to be taken in by the same compiler. Pods of another UID than the
 // result's are others by the same name, and a pod with the node's network has no
 // address of its own.
 func (w *Watcher) Fill(o *policycache.Objects, node string) *policycache.Objects {
@@ -47,16 +49,37 @@ func (w *Watcher) Fill(o *policycache.Objects, node string) *policycache.Objects
 		more.IPs = addrs
 		made[key] = filled{pod, addrs, &more}
 	}
+	changed := differing(w.made, made)
 	w.made = made
-	if len(made) == 0 {
+	if len(made) == 0 && len(changed) == 0 {
 		return o
 	}
 	whole := *o
+	if o.Changed != nil && len(changed) > 0 {
+		more := *o.Changed
+		more.Pods = slices.Concat(more.Pods, changed)
+		whole.Changed = &more
+	}
 	whole.Pods = maps.Clone(o.Pods)
 	for key, f := range made {
 		whole.Pods[key] = f.pod
 	}
 	return &whole
+}
+
+// differing lists the pods that were made anew, or aren't made any more.
+func differing(before, now map[string]filled) (keys []string) {
+	for key, f := range now {
+		if before[key].pod != f.pod {
+			keys = append(keys, key)
+		}
+	}
+	for key := range before {
+		if _, still := now[key]; !still {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }
 
 // newest gives the results by the pods' keys: of several sandboxes of a pod, or of
