@@ -70,6 +70,7 @@ type compilation struct {
 	namespaces *labelIndex
 	pods       *labelIndex
 	nsIndex    map[string]uint32
+	audits     map[string]verdict.Audit // by namespace, where one asks for something
 	byNS       map[string][]*policy // sorted by name
 	bits       []verdict.Bits       // of selectors over pod label sets
 	nsBits     []verdict.Bits       // of selectors over namespaces
@@ -86,6 +87,7 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 		namespaces: newLabelIndex(),
 		pods:       newLabelIndex(),
 		nsIndex:    map[string]uint32{},
+		audits:     map[string]verdict.Audit{},
 		byNS:       map[string][]*policy{},
 		subjects:   map[subjectKey]subject{},
 		used:       map[string]*verdict.Table{},
@@ -101,6 +103,7 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 		Nodes:         w.nodeAddresses(),
 		NamespaceBits: w.nsBits,
 		PodBits:       w.bits,
+		Versions:      w.versions(),
 	}
 	endpoints := make(map[*Pod]*verdict.Endpoint, len(pods))
 	for addr, pod := range owners {
@@ -185,10 +188,35 @@ func (w *compilation) numberNamespaces() {
 	}
 	for _, ns := range w.objects.Namespaces {
 		add(ns.Name, ns.Labels)
+		w.readAudit(ns)
 	}
 	for _, pod := range w.objects.Pods {
 		add(pod.Namespace, nil)
 	}
+}
+
+// readAudit reads what a namespace asks of the decision log. What can't be
+// understood leaves it to the agent's flag.
+func (w *compilation) readAudit(ns *Namespace) {
+	audit, err := verdict.ParseAudit(ns.Audit)
+	if err != nil {
+		w.problems = append(w.problems, Problem{Object: "namespace " + ns.Name, Err: fmt.Errorf("annotation %s: %w", AuditAnnotation, err)})
+	}
+	if audit != verdict.AuditDefault {
+		w.audits[ns.Name] = audit
+	}
+}
+
+// versions gives each policy's resourceVersion, where it has one. Nothing is
+// compiled anew for another one.
+func (w *compilation) versions() map[string]string {
+	versions := map[string]string{}
+	for name, p := range w.policies {
+		if p.source.ResourceVersion != "" {
+			versions[name] = p.source.ResourceVersion
+		}
+	}
+	return versions
 }
 
 // numberPods gives the pods that own an address the index of their label set.
@@ -247,6 +275,9 @@ func (w *compilation) endpoint(pod *Pod, labelsIndex uint32) *verdict.Endpoint {
 		NamespaceIndex: w.nsIndex[pod.Namespace],
 		LabelsIndex:    labelsIndex,
 		Ports:          pod.Ports,
+		Labels:         pod.Labels,
+		Workload:       pod.Workload,
+		Audit:          w.audits[pod.Namespace],
 	}
 	var h maphash.Hash
 	h.SetSeed(w.seed)

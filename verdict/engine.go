@@ -55,6 +55,7 @@ type Worker struct {
 	order  *simplelru.LRU[uint32, *flowEntry]
 	index  map[flowKey]uint32
 	bare   Decision // the decision of flows that aren't cached
+	last   *Snapshot
 }
 
 // NewWorker makes a worker that caches up to cacheSize flows; zero or less
@@ -80,6 +81,7 @@ func (e *Engine) NewWorker(cacheSize int) *Worker {
 // own and is good until its next Decide. It allocates nothing.
 func (w *Worker) Decide(f *Flow) *Decision {
 	s := w.engine.snapshot.Load()
+	w.last = s
 	if s == nil {
 		w.bare = Decision{Reason: ReasonNotReady}
 		return &w.bare
@@ -103,6 +105,11 @@ func (w *Worker) Decide(f *Flow) *Decision {
 	w.fill(s, f, e)
 	return &e.decision
 }
+
+// Snapshot gives the snapshot that the last Decide went by, nil if there was none.
+// A cached decision may have been made by an earlier one and holds in this one
+// too.
+func (w *Worker) Snapshot() *Snapshot { return w.last }
 
 // miss decides a flow that isn't cached, and gives it the oldest slot.
 func (w *Worker) miss(s *Snapshot, f *Flow, key flowKey) *Decision {

@@ -20,6 +20,9 @@ type Input struct {
 	// (Endpoint.NamespaceIndex) or label sets (Endpoint.LabelsIndex) a
 	// selector matches.
 	NamespaceBits, PodBits []Bits
+	// Versions are those of the policies, by "namespace/name", for the decision
+	// log: no decision depends on them. A policy without one is left out.
+	Versions map[string]string
 }
 
 // stampSlots is how finely cached verdicts are told apart when something
@@ -33,6 +36,7 @@ type Snapshot struct {
 	owners                 map[netip.Addr]*Endpoint
 	nodes                  map[netip.Addr][]string
 	namespaceBits, podBits []Bits
+	versions               map[string]string
 	// stamps hold, by an address's slot, the generation in which the meaning
 	// of some address of that slot last changed.
 	stamps [stampSlots]uint64
@@ -48,6 +52,7 @@ func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
 		nodes:         in.Nodes,
 		namespaceBits: in.NamespaceBits,
 		podBits:       in.PodBits,
+		versions:      in.Versions,
 	}
 	if prev == nil {
 		for i := range s.stamps {
@@ -112,6 +117,10 @@ func (s *Snapshot) Node(a netip.Addr) string {
 	}
 	return ""
 }
+
+// PolicyVersion gives the version of a policy by its "namespace/name", "" when
+// there is none.
+func (s *Snapshot) PolicyVersion(policy string) string { return s.versions[policy] }
 
 // IsolatedAddrs lists the addresses of the judged pods that are isolated in
 // some direction, sorted: those whose packets the kernel has to queue.

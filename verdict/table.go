@@ -51,6 +51,7 @@ type Table struct {
 	names     map[PortName]rows // nil when no rule has a name
 	refs      []RuleRef         // each row's rule
 	policies  []string
+	blocksOf  map[RuleRef][]Block // as they were given, for Block
 }
 
 // NewTable compiles policies. The bitmaps are read only for tables with many
@@ -65,6 +66,7 @@ func NewTable(policies []Policy, namespaceBits, podBits []Bits) *Table {
 		t.policies = append(t.policies, p.Name)
 		for _, r := range p.Rules {
 			rules = append(rules, r)
+			t.keepBlocks(RuleRef{p.Name, r.Index}, r.Blocks)
 			rowsOf = append(rowsOf, t.addRows(p.Name, r))
 		}
 	}
@@ -166,6 +168,28 @@ func (t *Table) buildPorts(rules []Rule, rowsOf [][]int) {
 // Policies are the names of the policies that the table unites, sorted. The
 // slice is the table's own.
 func (t *Table) Policies() []string { return t.policies }
+
+func (t *Table) keepBlocks(ref RuleRef, blocks []Block) {
+	if len(blocks) == 0 {
+		return
+	}
+	if t.blocksOf == nil {
+		t.blocksOf = map[RuleRef][]Block{}
+	}
+	t.blocksOf[ref] = blocks
+}
+
+// Block gives the CIDR of the first ipBlock of a rule that holds the address,
+// the zero Prefix if none does. Decisions don't use it: it walks the blocks.
+func (t *Table) Block(ref RuleRef, a netip.Addr) netip.Prefix {
+	for _, b := range t.blocksOf[ref] {
+		except := func(p netip.Prefix) bool { return p.Contains(a) }
+		if b.CIDR.Contains(a) && !slices.ContainsFunc(b.Except, except) {
+			return b.CIDR
+		}
+	}
+	return netip.Prefix{}
+}
 
 // DependsOnBits tells whether the table was compiled against the bitmaps as
 // they were, and so must be compiled again when bitmaps change.
