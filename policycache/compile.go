@@ -71,9 +71,9 @@ type compilation struct {
 	pods       *labelIndex
 	nsIndex    map[string]uint32
 	audits     map[string]verdict.Audit // by namespace, where one asks for something
-	byNS       map[string][]*policy // sorted by name
-	bits       []verdict.Bits       // of selectors over pod label sets
-	nsBits     []verdict.Bits       // of selectors over namespaces
+	byNS       map[string][]*policy     // sorted by name
+	bits       []verdict.Bits           // of selectors over pod label sets
+	nsBits     []verdict.Bits           // of selectors over namespaces
 	subjects   map[subjectKey]subject
 	used       map[string]*verdict.Table
 	problems   []Problem
@@ -198,9 +198,9 @@ func (w *compilation) numberNamespaces() {
 // readAudit reads what a namespace asks of the decision log. What can't be
 // understood leaves it to the agent's flag.
 func (w *compilation) readAudit(ns *Namespace) {
-	audit, err := verdict.ParseAudit(ns.Audit)
-	if err != nil {
-		w.problems = append(w.problems, Problem{Object: "namespace " + ns.Name, Err: fmt.Errorf("annotation %s: %w", AuditAnnotation, err)})
+	audit, ok := verdict.ParseAudit(ns.Audit)
+	if !ok {
+		w.problems = append(w.problems, Problem{Object: "namespace " + ns.Name, Err: fmt.Errorf("annotation %s: %q is not all, denied or none", AuditAnnotation, ns.Audit)})
 	}
 	if audit != verdict.AuditDefault {
 		w.audits[ns.Name] = audit

@@ -1,10 +1,5 @@
 package verdict
 
-import (
-	"errors"
-	"strconv"
-)
-
 // Audit says which decisions the decision log is to have. A later one wants all
 // that an earlier one does.
 type Audit uint8
@@ -27,13 +22,13 @@ func (a Audit) String() string {
 	return "unknown"
 }
 
-// ParseAudit reads "all", "denied" or "none"; empty is AuditDefault. An error
-// names the words.
-func ParseAudit(text string) (Audit, error) {
+// ParseAudit reads "all", "denied" or "none"; empty is AuditDefault. It is false
+// for any other text.
+func ParseAudit(text string) (Audit, bool) {
 	for a, word := range auditWords {
 		if word == text {
-			return Audit(a), nil
+			return Audit(a), true
 		}
 	}
-	return AuditDefault, errors.New(strconv.Quote(text) + " is not all, denied or none")
+	return AuditDefault, false
 }
