@@ -176,8 +176,14 @@ func (w *world) get(path string) (string, error) {
 // until polls until done gives no error.
 func (w *world) until(what string, done func() error) {
 	w.Helper()
+	w.untilWithin(patient, what, done)
+}
+
+// untilWithin is until for what takes its time.
+func (w *world) untilWithin(patience time.Duration, what string, done func() error) {
+	w.Helper()
 	err := done()
-	for end := time.Now().Add(patient); err != nil; err = done() {
+	for end := time.Now().Add(patience); err != nil; err = done() {
 		if time.Now().After(end) {
 			w.Fatalf("waited in vain until %s: %v", what, err)
 		}
