@@ -43,7 +43,7 @@ func allowed() Record {
 
 // lineOf is the line that tells of one decision.
 func lineOf(node string, rec Record) []byte {
-	return appendLine(nil, node, false, &entry{Record: rec, count: 1, last: rec.Time})
+	return appendTally(appendRecord(nil, node, false, &rec), tally{count: 1})
 }
 
 func TestLine(t *testing.T) {
@@ -218,10 +218,10 @@ func BenchmarkPut(b *testing.B) {
 }
 
 func BenchmarkLine(b *testing.B) {
-	e, buf := entry{Record: denied(), count: 1}, make([]byte, 0, 1024)
+	rec, buf := denied(), make([]byte, 0, 1024)
 	b.ReportAllocs()
 	for b.Loop() {
-		buf = appendLine(buf[:0], "n1", false, &e)
+		buf = appendTally(appendRecord(buf[:0], "n1", false, &rec), tally{count: 1})
 	}
 	b.SetBytes(int64(len(buf)))
 }

@@ -15,13 +15,12 @@ import (
 // field goes or changes its meaning; new fields don't change it.
 const SchemaVersion = 1
 
-// entry is what one line of the kind "decision" tells: a decision, or several
-// repeats of one.
-type entry struct {
-	Record        // of the first
+// tally is what a line of the kind "decision" ends with: of how many decisions it
+// tells.
+type tally struct {
 	count  uint64 // of repeats, one or more
-	last   int64  // when the last one was received, in nanoseconds since 1970
-	sample int    // one in so many was kept
+	last   int64  // when the last of several was received, in nanoseconds since 1970
+	sample int    // one in so many was kept; zero or one if all are
 }
 
 // line appends the fields of one JSON object, and remembers what goes with all
@@ -32,11 +31,11 @@ type line struct {
 	snapshot *verdict.Snapshot
 }
 
-// appendLine writes an entry as one JSON object and a newline, as
-// deploy/decision-log.schema.json says.
-func appendLine(b []byte, node string, labels bool, e *entry) []byte {
-	f, d := &e.Flow, &e.Decision
-	l := line{appendHead(b, "decision", e.Time, node), labels, e.Snapshot}
+// appendRecord writes a decision, or the first of several repeats of one, as
+// deploy/decision-log.schema.json says. The line is complete with its tally.
+func appendRecord(b []byte, node string, labels bool, r *Record) []byte {
+	f, d := &r.Flow, &r.Decision
+	l := line{appendHead(b, "decision", r.Time, node), labels, r.Snapshot}
 	l.raw(`,"verdict":"`, d.Verdict.String(), `","reason":"`, d.Reason.String(), `","directions":`, directions(d),
 		`,"protocol":"`, f.Proto.String(), `"`)
 	whole := f.Defect == verdict.ReasonNone
@@ -50,17 +49,23 @@ func appendLine(b []byte, node string, labels bool, e *entry) []byte {
 	l.side(`,"egress":`, &d.Egress, egressTable(d.Src), f.Dst)
 	l.side(`,"ingress":`, &d.Ingress, ingressTable(d.Dst), f.Src)
 	l.b = strconv.AppendBool(append(l.b, `,"cached":`...), d.Cached)
-	l.b = strconv.AppendInt(append(l.b, `,"latencyNs":`...), e.Latency, 10)
-	if e.Snapshot != nil {
-		l.number(`,"generation":`, e.Snapshot.Generation())
+	l.b = strconv.AppendInt(append(l.b, `,"latencyNs":`...), r.Latency, 10)
+	if r.Snapshot != nil {
+		l.number(`,"generation":`, r.Snapshot.Generation())
 	}
-	l.number(`,"count":`, e.count)
-	if e.count > 1 {
-		l.b = appendTime(append(l.b, `,"lastTime":"`...), e.last)
+	return l.b
+}
+
+// appendTally ends a line of the kind "decision".
+func appendTally(b []byte, t tally) []byte {
+	l := line{b: b}
+	l.number(`,"count":`, t.count)
+	if t.count > 1 {
+		l.b = appendTime(append(l.b, `,"lastTime":"`...), t.last)
 		l.raw(`"`)
 	}
-	if e.sample > 1 {
-		l.number(`,"sample":`, uint64(e.sample))
+	if t.sample > 1 {
+		l.number(`,"sample":`, uint64(t.sample))
 	}
 	return append(l.b, "}\n"...)
 }

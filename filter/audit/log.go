@@ -64,6 +64,8 @@ type Log struct {
 	rings []*Ring
 
 	// What follows belongs to the log's goroutine.
+	now     time.Time
+	record  []byte // the line at hand
 	batch   batch
 	repeats *repeats
 	limiter *rate.Limiter // nil without a rate
@@ -106,7 +108,8 @@ func NewLog(cfg Config) *Log {
 	if cfg.Audit == verdict.AuditDefault {
 		cfg.Audit = verdict.AuditAll
 	}
-	l := &Log{cfg: cfg, repeats: newRepeats(cfg.Window), stop: make(chan struct{}), stopped: make(chan struct{})}
+	l := &Log{cfg: cfg, stop: make(chan struct{}), stopped: make(chan struct{})}
+	l.repeats = newRepeats(cfg.Window, l.render, l.emit)
 	if cfg.Rate > 0 {
 		l.limiter = rate.NewLimiter(rate.Limit(cfg.Rate), cfg.Rate)
 	}
@@ -190,11 +193,10 @@ func (l *Log) run() {
 	for {
 		select {
 		case <-tick.C:
-			l.drain(time.Now())
+			l.drain()
 		case <-l.stop:
-			now := time.Now()
-			l.drain(now)
-			l.repeats.flush(l.emitNow(now))
+			l.drain()
+			l.repeats.flush()
 			l.flush()
 			l.held.Store(l.repeats.held)
 			for _, s := range l.sinks {
@@ -214,35 +216,33 @@ func (l *Log) allRings() []*Ring {
 // drain takes from each ring as much as it could hold at once, so that none of
 // them is starved by a busier one, and hands it on, with the windows that have
 // ended.
-func (l *Log) drain(now time.Time) {
-	use := func(rec *Record) { l.decided(rec, now) }
+func (l *Log) drain() {
+	l.now = time.Now()
 	for _, r := range l.allRings() {
 		for range len(r.slots) {
-			if !r.take(use) {
+			if !r.take(l.decided) {
 				break
 			}
 		}
 	}
-	l.repeats.expire(now, l.emitNow(now))
+	l.repeats.expire(l.now)
 	l.flush()
 	l.held.Store(l.repeats.held)
 }
 
 // decided takes in one decision: it is left out, held until its window ends, or
 // written.
-func (l *Log) decided(rec *Record, now time.Time) {
+func (l *Log) decided(rec *Record) {
 	rec.refresh()
-	e := entry{Record: *rec, count: 1, last: rec.Time}
 	switch {
 	case !l.selected(&rec.Decision):
 		l.unselected.Add(1)
 	case rec.Decision.Verdict == verdict.Deny:
-		l.repeats.add(&e, now, l.emitNow(now))
+		l.repeats.add(rec, l.now)
 	case l.cfg.Sample > 1 && !l.sample():
 		l.sampled.Add(1)
 	default:
-		e.sample = max(l.cfg.Sample, 1)
-		l.emit(&e, now)
+		l.emit(l.render(rec), tally{count: 1, sample: l.cfg.Sample})
 	}
 }
 
@@ -280,16 +280,20 @@ func (l *Log) sample() bool {
 	return kept
 }
 
-func (l *Log) emitNow(now time.Time) func(*entry) { return func(e *entry) { l.emit(e, now) } }
+// render makes a record's line but for its tally, good until the next call.
+func (l *Log) render(rec *Record) []byte {
+	l.record = appendRecord(l.record[:0], l.cfg.Node, l.cfg.Labels, rec)
+	return l.record
+}
 
 // emit writes a line, if the rate allows one.
-func (l *Log) emit(e *entry, now time.Time) {
-	if l.limiter != nil && !l.limiter.AllowN(now, 1) {
-		l.suppressed.Add(e.count)
+func (l *Log) emit(record []byte, t tally) {
+	if l.limiter != nil && !l.limiter.AllowN(l.now, 1) {
+		l.suppressed.Add(t.count)
 		return
 	}
-	l.batch.lines = appendLine(l.batch.lines, l.cfg.Node, l.cfg.Labels, e)
-	l.batch.counts = append(l.batch.counts, e.count)
+	l.batch.lines = appendTally(append(l.batch.lines, record...), t)
+	l.batch.counts = append(l.batch.counts, t.count)
 	if len(l.batch.lines) >= flushAt {
 		l.flush()
 	}

@@ -79,7 +79,7 @@ func TestLineTellsTheSnapshot(t *testing.T) {
 	} {
 		rec := decide(s, c.src, c.dst, c.proto)
 		rec.refresh()
-		line := string(appendLine(nil, "n1", true, &entry{Record: rec, count: 1}))
+		line := string(appendTally(appendRecord(nil, "n1", true, &rec), tally{count: 1}))
 		for _, want := range c.want {
 			if !strings.Contains(line, want) {
 				t.Errorf("%s to %s: no %s in %s", c.src, c.dst, want, line)
@@ -99,8 +99,8 @@ func TestSchema(t *testing.T) {
 	truncated.Decision = verdict.Decision{Reason: verdict.ReasonTruncated}
 	x, y := denied(), allowed()
 	lines := []string{string(lineOf("n1", x)), string(lineOf("n1", y)), string(lineOf("n1", truncated)), string(lineOf("", x)),
-		string(appendLine(nil, "n1", true, &entry{Record: x, count: 3, last: x.Time + 1})),
-		string(appendLine(nil, "n1", true, &entry{Record: y, count: 1, sample: 10})),
+		string(appendTally(appendRecord(nil, "n1", true, &x), tally{count: 3, last: x.Time + 1})),
+		string(appendTally(appendRecord(nil, "n1", true, &y), tally{count: 1, sample: 10})),
 		string(appendMissing(nil, "n1", time.Now(), 1, 0))}
 	for _, line := range lines {
 		if err := valid(schema, line); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -119,22 +120,44 @@ func TestRepeatsOfAnotherCause(t *testing.T) {
 // TestRepeatsAreBounded: a scan of many ports has no more windows than allowed;
 // the rest is written at once.
 func TestRepeatsAreBounded(t *testing.T) {
-	r := newRepeats(time.Hour)
 	now, emitted := time.Now(), uint64(0)
-	emit := func(e *entry) { emitted += e.count }
+	r := newRepeats(time.Hour, func(*Record) []byte { return nil }, func(_ []byte, t tally) { emitted += t.count })
 	const scanned = 2*maxHeld + 5
 	for i := range scanned {
 		rec := denied()
 		rec.Flow.SrcPort, rec.Flow.DstPort = uint16(i), uint16(i>>16)
-		r.add(&entry{Record: rec, count: 1}, now, emit)
+		r.add(&rec, now)
 	}
 	if len(r.open) != maxHeld || len(r.order) != maxHeld || r.held != maxHeld || emitted != scanned-maxHeld {
 		t.Errorf("%d windows, %d held, %d written at once", len(r.open), r.held, emitted)
 	}
-	r.expire(now.Add(time.Hour), emit)
+	r.expire(now.Add(time.Hour))
 	if len(r.open)+len(r.order) != 0 || r.held != 0 || emitted != scanned {
 		t.Errorf("after the windows: %d open, %d held, %d written", len(r.open), r.held, emitted)
 	}
+}
+
+// TestHeldLetsGo: a window doesn't keep the snapshot alive that it tells of.
+func TestHeldLetsGo(t *testing.T) {
+	s, _ := snapshot()
+	gone := make(chan struct{})
+	runtime.AddCleanup(s, func(struct{}) { close(gone) }, struct{}{})
+	r := newRepeats(time.Hour, func(rec *Record) []byte { return appendRecord(nil, "n1", true, rec) }, func([]byte, tally) {})
+	rec := decide(s, "192.0.2.129", "10.1.0.3", verdict.TCP)
+	r.add(&rec, time.Now())
+	rec, s = Record{}, nil
+	for range 1000 {
+		runtime.GC()
+		select {
+		case <-gone:
+			if r.held != 1 {
+				t.Errorf("%d held", r.held)
+			}
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	t.Error("the snapshot is still there")
 }
 
 // TestSelection tries the flag and the annotations of both ends' namespaces.
