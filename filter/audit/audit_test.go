@@ -112,7 +112,9 @@ func FuzzLine(f *testing.F) {
 		rec.Flow.Proto, rec.Decision.Reason = verdict.Protocol(proto), verdict.Reason(reason)
 		rec.Decision.Dst = &verdict.Endpoint{Namespace: ns, Name: name}
 		rec.Decision.Ingress.AllowedBy.Policy = ns + "/" + name
-		line := lineOf(name, rec)
+		rec.Decision.Dst.Workload, rec.Decision.Dst.Labels = name, map[string]string{ns: name, name: ns}
+		rec.Snapshot = verdict.NewSnapshot(verdict.Input{Generation: 1, Versions: map[string]string{"b/db": name}}, nil)
+		line := appendTally(appendRecord(nil, name, true, &rec), tally{count: 2, sample: 3})
 		if !json.Valid(line) || bytes.IndexByte(line, '\n') != len(line)-1 {
 			t.Errorf("%q", line)
 		}

@@ -11,7 +11,7 @@ import (
 )
 
 // unlimited is a size in MiB that no file reaches.
-const unlimited = math.MaxInt64 >> 21
+const unlimited = math.MaxInt32
 
 // FileConfig says which file is written, and how it is rotated.
 type FileConfig struct {
@@ -36,7 +36,7 @@ type File struct {
 
 // OpenFile opens the file, creating it if need be. An error is one line.
 func OpenFile(cfg FileConfig) (*File, error) {
-	size := cfg.MaxSize
+	size := min(cfg.MaxSize, unlimited)
 	if size <= 0 {
 		size = unlimited
 	}
