@@ -205,7 +205,19 @@ func TestStuckSink(t *testing.T) {
 	pipe, err := os.OpenFile(w.log, os.O_RDWR, 0)
 	w.must(err)
 	defer pipe.Close()
-	w.start()
+	w.launch()
+	w.log = filepath.Join(t.TempDir(), "nothing") // who reads the pipe to its end waits forever
+	w.until("the agent is ready", func() error {
+		_, err := w.get("/readyz")
+		return err
+	})
+	w.flood(3)
+	w.until("the pipe has something", func() error {
+		if w.metric("portcullis_decision_log_records_total") == 0 {
+			return errNotYet
+		}
+		return nil
+	})
 	w.flood(2000) // some ten times what the pipe holds
 	w.expect(gateJudged)
 	decisions := w.metric("portcullis_decisions_total")
