@@ -24,7 +24,12 @@ func Cleanup(log *slog.Logger, markBits uint32) error {
 	if err := found.checkUnattended(); err != nil {
 		return err
 	}
-	markBits |= found.markBits()
+	return removeAll(log, markBits|found.markBits())
+}
+
+// removeAll is Cleanup without its questions: the agent that ends may still listen
+// itself.
+func removeAll(log *slog.Logger, markBits uint32) error {
 	// Rules first: a set that a rule refers to can't be destroyed.
 	errs := []error{sweepBackend(backendNFT), sweepBackend(backendLegacy)}
 	if err := checkIpset(); err != nil {

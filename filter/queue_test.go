@@ -152,7 +152,7 @@ func TestQueueVerdicts(t *testing.T) {
 			IPT -t mangle -A POSTROUTING -p udp -m mark --mark 0x5001 -j ACCEPT`, "IPT", c.iptables))
 	}
 	var lines bytes.Buffer
-	log := audit.NewLog(&lines, "n1", 64)
+	log := queueLog(&lines, 64)
 	q := queueOpen(t, QueueConfig{Base: 100, Count: 2, AcceptMark: 0x1000, CacheSize: 16}, queueLoopback(), log)
 	for _, c := range families {
 		open, shut := queueListen(t, c.addr+"9000"), queueListen(t, c.addr+"9001")

@@ -146,7 +146,7 @@ func (w *worker) serve(fd int, received time.Time) {
 	w.count.decided(d, latency)
 	if w.ring != nil {
 		w.record.Time, w.record.Latency = received.UnixNano(), int64(latency)
-		w.record.Flow, w.record.Decision = w.flow, *d
+		w.record.Flow, w.record.Decision, w.record.Snapshot = w.flow, *d, w.judge.Snapshot()
 		w.ring.Put(&w.record)
 	}
 }

@@ -46,6 +46,11 @@ func queuePair(t *testing.T) (worker, kernel int) {
 	return fds[0], fds[1]
 }
 
+// queueLog is a decision log of everything, a line each.
+func queueLog(w io.Writer, ringSize int) *audit.Log {
+	return audit.NewLog(audit.Config{Node: "n1", Sinks: []audit.Sink{{Name: "test", W: w}}, RingSize: ringSize})
+}
+
 func queueTestWorker(engine *verdict.Engine, ring *audit.Ring, lg io.Writer) *worker {
 	cfg, err := QueueConfig{Base: 7, Count: 1, AcceptMark: 0x1000, CacheSize: 16}.complete()
 	if err != nil {
@@ -189,7 +194,7 @@ func TestWorkerErrors(t *testing.T) {
 func TestWorkerRecords(t *testing.T) {
 	in, out := queuePair(t)
 	var lines bytes.Buffer
-	log := audit.NewLog(&lines, "n1", 16)
+	log := queueLog(&lines, 16)
 	w := queueTestWorker(queueEngine(), log.NewRing(), io.Discard)
 	udp := decPacket(dec4(17), decUDP())
 	received := time.Date(2025, 1, 2, 3, 4, 5, 6, time.UTC)
@@ -209,7 +214,7 @@ func TestWorkerRecords(t *testing.T) {
 
 func TestWorkerNoAllocs(t *testing.T) {
 	in, out := queuePair(t)
-	ring := audit.NewLog(io.Discard, "n1", 16).NewRing()
+	ring := queueLog(io.Discard, 16).NewRing()
 	w := queueTestWorker(queueEngine(), ring, io.Discard)
 	buf := make([]byte, 64)
 	for name, b := range map[string][]byte{
@@ -282,7 +287,7 @@ func TestWorkerForged(t *testing.T) {
 		{"from a port, by the bridge's address", forward, 4, 4, 8, 0, "drop 1"},
 	} {
 		in, out := queuePair(t)
-		log := audit.NewLog(io.Discard, "n", 16)
+		log := queueLog(io.Discard, 16)
 		w := queueTestWorker(queueEngine(), log.NewRing(), io.Discard)
 		attrs := [][]byte{nfqAttr(attrPacketHeader, 0, 0, 0, 1, 8, 0, c.hook), nfqAttr(attrPayload, self...)}
 		for kind, index := range map[uint16]byte{attrInDev: c.in, attrOutDev: c.out, attrPhysInDev: c.physIn, attrPhysOutDev: c.physOut} {
@@ -301,8 +306,8 @@ func TestWorkerForged(t *testing.T) {
 		if (forged == 2) != (c.want == "drop 1") {
 			t.Errorf("%s: %d decisions for forgery", c.name, forged)
 		}
-		if err := log.Close(); err != nil || log.Written() != 2 {
-			t.Errorf("%s: %d decisions logged, %v", c.name, log.Written(), err)
+		if err := log.Close(); err != nil || log.Stats().Sinks[0].Written != 2 {
+			t.Errorf("%s: %d decisions logged, %v", c.name, log.Stats().Sinks[0].Written, err)
 		}
 	}
 }

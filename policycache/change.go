@@ -18,6 +18,7 @@ type namespace struct {
 	name     string
 	object   *Namespace // nil when it isn't known
 	labels   uint32     // its label set, with its own name in it
+	audit    verdict.Audit
 	subjects map[uint32]*subject
 	policies []*policy // sorted by name
 	pods     int
@@ -81,18 +82,36 @@ func (w *compilation) changeNamespace(name string, now *Namespace) {
 	n := w.needNamespace(name)
 	n.object = now
 	var set map[string]string
+	var annotation string
 	if now != nil {
-		set = now.Labels
+		set, annotation = now.Labels, now.Audit
 	}
+	auditBefore := n.audit
+	w.readAudit(n, annotation)
 	before := n.labels
 	n.labels = w.namespaceLabels.addSet(withOwnName(name, set))
 	w.namespaceLabels.dropSet(before)
-	if n.labels != before {
+	if n.labels != before || n.audit != auditBefore {
 		for _, s := range n.subjects {
 			w.rebuild(s)
 		}
 	}
 	w.leaveNamespace(n)
+}
+
+// readAudit reads what a namespace asks of the decision log. What can't be
+// understood leaves it to the agent's flag.
+func (w *compilation) readAudit(n *namespace, annotation string) {
+	var ok bool
+	if n.audit, ok = verdict.ParseAudit(annotation); ok == !w.badAudits[n] && ok {
+		return
+	}
+	w.problemsChanged = true
+	if ok {
+		delete(w.badAudits, n)
+	} else {
+		w.badAudits[n] = true
+	}
 }
 
 // withOwnName gives a namespace's labels with the one that every namespace has,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -46,9 +47,11 @@ type Compiler struct {
 	claims     claims
 	nodeAddrs  nodeAddrs
 
-	invalid  map[*policy]bool // those with mistakes
-	problems []Problem
-	logged   map[string]bool // texts of the problems
+	versions  map[string]string   // the policies' resourceVersions; never changed once shared
+	invalid   map[*policy]bool    // those with mistakes
+	badAudits map[*namespace]bool // those whose annotation can't be understood
+	problems  []Problem
+	logged    map[string]bool // texts of the problems
 }
 
 // Work counts what a compile built, all else being as it was.
@@ -74,6 +77,7 @@ func NewCompiler(node string, log *slog.Logger) *Compiler {
 		claims:          claims{only: map[netip.Addr]*pod{}, rivals: map[netip.Addr][]*pod{}},
 		nodeAddrs:       nodeAddrs{},
 		invalid:         map[*policy]bool{},
+		badAudits:       map[*namespace]bool{},
 	}
 }
 
@@ -120,10 +124,11 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 	for _, key := range changed.Policies {
 		w.changePolicy(key, o.Policies[key])
 	}
+	w.noteVersions(changed.Policies)
 	for _, s := range w.subjects {
 		s.findPolicies(c.podLabels)
 	}
-	change := verdict.Change{}
+	change := verdict.Change{Versions: c.versions}
 	change.NamespaceBits, change.PodBits = w.shareBits()
 	w.buildEndpoints(change.NamespaceBits, change.PodBits)
 	change.Owners, change.Nodes = w.changedAddrs()
@@ -134,6 +139,25 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 		c.report()
 	}
 	return c.snapshot
+}
+
+// noteVersions keeps the resourceVersions with which the policies came that have
+// changed. Nothing is compiled anew for another one.
+func (w *compilation) noteVersions(keys []string) {
+	if len(keys) == 0 {
+		return
+	}
+	w.versions = maps.Clone(w.versions)
+	if w.versions == nil {
+		w.versions = map[string]string{}
+	}
+	for _, key := range keys {
+		if p := w.policies[key]; p != nil && p.source.ResourceVersion != "" {
+			w.versions[key] = p.source.ResourceVersion
+		} else {
+			delete(w.versions, key)
+		}
+	}
 }
 
 // shareBits gives the bitmaps for the new snapshot. Tables that were compiled
@@ -191,6 +215,9 @@ func (w *compilation) endpoint(p *pod) *verdict.Endpoint {
 		NamespaceIndex: p.subject.namespace.labels,
 		LabelsIndex:    p.subject.labels,
 		Ports:          p.Ports,
+		Labels:         p.Labels,
+		Workload:       p.Workload,
+		Audit:          p.subject.namespace.audit,
 	}
 	var h maphash.Hash
 	h.SetSeed(w.seed)
@@ -262,6 +289,10 @@ func (c *Compiler) report() {
 	problems := c.claims.problems()
 	for p := range c.invalid {
 		problems = append(problems, Problem{Object: "networkpolicy " + p.name, Err: p.err})
+	}
+	for n := range c.badAudits {
+		problems = append(problems, Problem{Object: "namespace " + n.name,
+			Err: fmt.Errorf("annotation %s: %q is not all, denied or none", AuditAnnotation, n.object.Audit)})
 	}
 	slices.SortFunc(problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Err.Error(), b.Err.Error()))

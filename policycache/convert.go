@@ -4,7 +4,9 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -29,8 +31,28 @@ func PodFrom(p *corev1.Pod) *Pod {
 		Phase:       string(p.Status.Phase),
 		Created:     p.CreationTimestamp.Time,
 		Ports:       namedPorts(&p.Spec),
+		Workload:    workload(&p.ObjectMeta),
 	}
 }
+
+// workload names the pod's controller. A Deployment names its ReplicaSets by its
+// own name and the hash that their pods have as a label; a ReplicaSet whose name
+// ends otherwise is nobody's that could be named by it.
+func workload(m *metav1.ObjectMeta) string {
+	owner := metav1.GetControllerOfNoCopy(m)
+	if owner == nil {
+		return ""
+	}
+	hash := m.Labels[appsv1.DefaultDeploymentUniqueLabelKey]
+	if deployment, ok := strings.CutSuffix(owner.Name, "-"+hash); ok && hash != "" && owner.Kind == "ReplicaSet" {
+		return "Deployment/" + deployment
+	}
+	return owner.Kind + "/" + owner.Name
+}
+
+// AuditAnnotation is a Namespace's annotation that says which decisions about its
+// pods the decision log is to have: all, denied or none.
+const AuditAnnotation = "portcullis.dev/audit"
 
 // NamespaceFrom keeps of a Namespace what policy sees of it. The API server
 // gives every namespace the label kubernetes.io/metadata.name with its name
@@ -41,7 +63,7 @@ func NamespaceFrom(n *corev1.Namespace) *Namespace {
 		labels = map[string]string{}
 	}
 	labels[corev1.LabelMetadataName] = n.Name
-	return &Namespace{Name: n.Name, Labels: labels}
+	return &Namespace{Name: n.Name, Labels: labels, Audit: n.Annotations[AuditAnnotation]}
 }
 
 // NodeFrom keeps of a Node its name and those of its addresses, of whatever

@@ -33,15 +33,20 @@ type Pod struct {
 	// Ports are the named ports of its containers and of its restartable init
 	// containers.
 	Ports []verdict.NamedPort
+	// Workload is what controls the pod, as "Kind/name": a Deployment where its
+	// ReplicaSet tells it by its name. Empty if nothing does.
+	Workload string
 }
 
 // Key gives "namespace/name".
 func (p *Pod) Key() string { return p.Namespace + "/" + p.Name }
 
-// Namespace is what policy sees of a Namespace.
+// Namespace is what policy and the decision log see of a Namespace.
 type Namespace struct {
 	Name   string
 	Labels map[string]string
+	// Audit is the annotation portcullis.dev/audit, as it is written.
+	Audit string
 }
 
 // Node is what policy sees of a Node.

@@ -198,7 +198,7 @@ func replayed(t *testing.T, o *policycache.Objects, log []byte) *whatif.Report {
 
 func read(t *testing.T, log []byte, use func(*whatif.Record)) {
 	t.Helper()
-	err := whatif.Read(bytes.NewReader(log), use, func(line int, err error) { t.Fatalf("line %d: %v", line, err) })
+	_, err := whatif.Read(bytes.NewReader(log), use, func(line int, err error) { t.Fatalf("line %d: %v", line, err) })
 	if err != nil {
 		t.Fatal(err)
 	}

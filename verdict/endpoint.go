@@ -31,6 +31,16 @@ type Endpoint struct {
 	// on. Two endpoints of the same address and the same Meaning in successive
 	// snapshots are judged alike, so that cached verdicts stay usable.
 	Meaning uint64
+
+	// What follows is for the decision log; no decision depends on it, and
+	// Meaning needn't change with it.
+
+	// Labels are the pod's; the map isn't the snapshot's to change.
+	Labels map[string]string
+	// Workload is what controls the pod, as "Kind/name"; empty if unknown.
+	Workload string
+	// Audit is what the pod's namespace asks of the log.
+	Audit Audit
 }
 
 // Key gives the pod's "namespace/name".

@@ -27,6 +27,7 @@ type Worker struct {
 	engine *Engine
 	cache  *flowCache // nil for none
 	bare   Decision   // the decision of flows that aren't cached
+	last   *Snapshot
 }
 
 // NewWorker makes a worker that caches up to cacheSize flows; zero or less
@@ -43,6 +44,7 @@ func (e *Engine) NewWorker(cacheSize int) *Worker {
 // own and is good until its next Decide. It allocates nothing.
 func (w *Worker) Decide(f *Flow) *Decision {
 	s := w.engine.snapshot.Load()
+	w.last = s
 	if s == nil {
 		w.bare = Decision{Reason: ReasonNotReady}
 		return &w.bare
@@ -62,6 +64,11 @@ func (w *Worker) Decide(f *Flow) *Decision {
 	e.fill(s, f)
 	return &e.decision
 }
+
+// Snapshot gives the snapshot that the last Decide went by, nil if there was none.
+// A cached decision may have been made by an earlier one and holds in this one
+// too.
+func (w *Worker) Snapshot() *Snapshot { return w.last }
 
 // fill decides the flow and notes what the decision depends on.
 func (e *flowEntry) fill(s *Snapshot, f *Flow) {

@@ -20,6 +20,9 @@ type Input struct {
 	// (Endpoint.NamespaceIndex) or label sets (Endpoint.LabelsIndex) a
 	// selector matches.
 	NamespaceBits, PodBits []Bits
+	// Versions are the policies' resourceVersions, by "namespace/name", for the
+	// decision log; no decision depends on them.
+	Versions map[string]string
 }
 
 // stampSlots is how finely cached verdicts are told apart when something
@@ -36,8 +39,9 @@ type Change struct {
 	Owners map[netip.Addr]*Endpoint
 	Nodes  map[netip.Addr][]string
 	// NamespaceBits and PodBits are as in Input. Those that haven't changed may
-	// be the ones of before.
+	// be the ones of before, and so may Versions.
 	NamespaceBits, PodBits []Bits
+	Versions               map[string]string
 }
 
 // Snapshot is the cluster's compiled policy at one moment. It is immutable;
@@ -46,6 +50,7 @@ type Snapshot struct {
 	generation             uint64
 	ends                   endTable
 	namespaceBits, podBits []Bits
+	versions               map[string]string
 	isolated, judged       *addrList
 	// stamps hold, by an address's slot, the generation in which the meaning
 	// of some address of that slot last changed.
@@ -56,7 +61,7 @@ type Snapshot struct {
 // first: addresses that mean the same in both keep their stamps, so that
 // cached verdicts between them stay usable.
 func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
-	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits}
+	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits, in.Versions}
 	maps.Copy(c.Owners, in.Owners)
 	maps.Copy(c.Nodes, in.Nodes)
 	if prev == nil {
@@ -80,7 +85,7 @@ func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
 // Next makes the snapshot that follows this one, which stays as it is. It costs
 // what has changed, and shares all else.
 func (s *Snapshot) Next(c Change) *Snapshot {
-	n := &Snapshot{generation: c.Generation, namespaceBits: c.NamespaceBits, podBits: c.PodBits, stamps: s.stamps}
+	n := &Snapshot{generation: c.Generation, namespaceBits: c.NamespaceBits, podBits: c.PodBits, versions: c.Versions, stamps: s.stamps}
 	ends := s.ends.edit()
 	var isolated, judged addrChange
 	change := func(a netip.Addr, pod *Endpoint, nodes []string) {
@@ -162,6 +167,10 @@ func (s *Snapshot) Node(a netip.Addr) string {
 	}
 	return ""
 }
+
+// PolicyVersion gives the version of a policy by its "namespace/name", "" when
+// there is none.
+func (s *Snapshot) PolicyVersion(policy string) string { return s.versions[policy] }
 
 // Decide judges a flow without any cache. It allocates nothing.
 func (s *Snapshot) Decide(f *Flow) Decision {

@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 )
 
@@ -58,6 +59,8 @@ type Table struct {
 	policies []string
 
 	peers [narrowRows]PeerSelector // of the rows with selectors
+
+	blocksOf map[RuleRef][]Block // as they were given, for Block
 }
 
 // NewTable compiles policies. The bitmaps are read only for tables with many
@@ -72,12 +75,13 @@ func NewTable(policies []Policy, namespaceBits, podBits []Bits) *Table {
 		t.policies = append(t.policies, p.Name)
 		for _, r := range p.Rules {
 			rules = append(rules, r)
+			t.keepBlocks(RuleRef{p.Name, r.Index}, r.Blocks)
 			rowsOf = append(rowsOf, t.addRows(p.Name, r))
 		}
 	}
 	t.policies, t.refs = slices.Clip(t.policies), slices.Clip(t.refs)
 	if !t.buildNarrow(rules, rowsOf, len(t.refs)) {
-		*t = Table{refs: t.refs, policies: t.policies}
+		*t = Table{refs: t.refs, policies: t.policies, blocksOf: t.blocksOf}
 		t.wide = newWideTable(rules, rowsOf, len(t.refs), namespaceBits, podBits)
 	}
 	return t
@@ -104,6 +108,28 @@ func (t *Table) addRows(policy string, r Rule) []int {
 // Policies are the names of the policies that the table unites, sorted. The
 // slice is the table's own.
 func (t *Table) Policies() []string { return t.policies }
+
+func (t *Table) keepBlocks(ref RuleRef, blocks []Block) {
+	if len(blocks) == 0 {
+		return
+	}
+	if t.blocksOf == nil {
+		t.blocksOf = map[RuleRef][]Block{}
+	}
+	t.blocksOf[ref] = blocks
+}
+
+// Block gives the CIDR of the first ipBlock of a rule that holds the address,
+// the zero Prefix if none does. Decisions don't use it: it walks the blocks.
+func (t *Table) Block(ref RuleRef, a netip.Addr) netip.Prefix {
+	for _, b := range t.blocksOf[ref] {
+		except := func(p netip.Prefix) bool { return p.Contains(a) }
+		if b.CIDR.Contains(a) && !slices.ContainsFunc(b.Except, except) {
+			return b.CIDR
+		}
+	}
+	return netip.Prefix{}
+}
 
 // DependsOnBits tells whether the table was compiled against the bitmaps as
 // they were, and so must be compiled again when bitmaps change.

@@ -345,7 +345,8 @@ func (c *cluster) missingCapability() {
 // decisionsTell: kubectl logs says who was turned away, and by which policy.
 func (c *cluster) decisionsTell() {
 	c.expect("deny tcp4 default/client default/db:6379")
-	c.until("the decision is in the agent's output", func() error {
+	// A denial is told when its window of ten seconds ends.
+	c.untilWithin(3*patient, "the decision is in the agent's output", func() error {
 		logs := c.kubectl("-n", "portcullis", "logs", "-l", "app.kubernetes.io/name=portcullis", "--tail=-1")
 		for text := range strings.Lines(logs) {
 			var d line

@@ -103,7 +103,7 @@ func TestGateWithoutAgent(t *testing.T) {
 				held := w.hold("a/web", "a/db", 80)
 				err := w.stop(c.sig)
 				if c.sig == syscall.SIGTERM && err != nil {
-					t.Errorf("SIGTERM ends the agent with %v", err)
+					t.Errorf("SIGTERM ends the agent with %v: %s", err, w.agent.Output())
 				}
 				w.lives(held, "the agent was away")
 				if c.failOpen {

@@ -11,9 +11,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"portcullis/bench/lab"
 )
@@ -27,7 +30,8 @@ type world struct {
 	dir     string
 	log     string // the decision log's file
 	agent   *lab.Process
-	explain []string // the command that answers for this world
+	explain []string        // the command that answers for this world
+	valid   map[string]bool // lines of the decision log that the schema admits
 }
 
 // newWorld makes an empty world that goes away with the test. A test that fails
@@ -120,12 +124,13 @@ func (w *world) start(args ...string) {
 	})
 }
 
-// launch writes the cluster's manifests and runs the agent on them.
+// launch writes the cluster's manifests and runs the agent on them, with a record
+// for each decision unless args have it otherwise.
 func (w *world) launch(args ...string) {
 	w.Helper()
 	w.must(w.lab.Manifests(w.dir))
 	argv := []string{
-		binary, "agent", "--manifests", w.dir, "--node", lab.NodeName, "--http", httpAddr, "--decision-log", w.log, "-v",
+		binary, "agent", "--manifests", w.dir, "--node", lab.NodeName, "--http", httpAddr, "--decision-log", w.log, "--decision-log-window", "0", "-v",
 	}
 	p, err := w.lab.Run(context.Background(), lab.Node, append(argv, args...)...)
 	w.must(err)
@@ -171,8 +176,14 @@ func (w *world) get(path string) (string, error) {
 // until polls until done gives no error.
 func (w *world) until(what string, done func() error) {
 	w.Helper()
+	w.untilWithin(patient, what, done)
+}
+
+// untilWithin is until for what takes its time.
+func (w *world) untilWithin(patience time.Duration, what string, done func() error) {
+	w.Helper()
 	err := done()
-	for end := time.Now().Add(patient); err != nil; err = done() {
+	for end := time.Now().Add(patience); err != nil; err = done() {
 		if time.Now().After(end) {
 			w.Fatalf("waited in vain until %s: %v", what, err)
 		}
@@ -216,16 +227,23 @@ func policy(key, spec string) string {
 
 // line is a decision log's line, or what of it tests look at.
 type line struct {
+	Kind                            string
 	Verdict, Reason, Node, Protocol string
 	Directions                      []string
 	Src, Dst                        struct {
 		IP, Namespace, Pod string
 		Port               uint16
+		Kind, Node         string
+		Labels             map[string]string
 	}
 	Egress, Ingress *side
 	Cached          bool
 	LatencyNs       int64
-	Time            time.Time
+	Time, LastTime  time.Time
+	Generation      uint64
+	Count           uint64
+	Suppressed      uint64
+	Lost            uint64
 }
 
 type side struct {
@@ -233,27 +251,60 @@ type side struct {
 	Isolated  bool
 	Policies  []string
 	AllowedBy *struct {
-		Policy string
-		Rule   int
+		Policy  string
+		Rule    int
+		IPBlock string
 	}
 }
 
-// decisions reads the decision log's whole lines so far.
+// decisions reads the decision log's whole lines so far, each of which must be as
+// the schema has it.
 func (w *world) decisions() (all []line) {
 	w.Helper()
 	b, err := os.ReadFile(w.log)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		w.Fatal(err)
 	}
-	whole := b[:strings.LastIndexByte(string(b), '\n')+1]
-	for text := range strings.Lines(string(whole)) {
+	return w.parse(string(b))
+}
+
+// parse reads whole lines of a decision log.
+func (w *world) parse(text string) (all []line) {
+	w.Helper()
+	for text := range strings.Lines(text[:strings.LastIndexByte(text, '\n')+1]) {
 		var d line
 		if err := json.Unmarshal([]byte(text), &d); err != nil {
 			w.Fatalf("decision log: %v: %s", err, text)
 		}
+		w.validate(text)
 		all = append(all, d)
 	}
 	return all
+}
+
+var schema = sync.OnceValues(func() (*jsonschema.Schema, error) {
+	c := jsonschema.NewCompiler()
+	c.AssertFormat()
+	return c.Compile("../../deploy/decision-log.schema.json")
+})
+
+// validate holds a line to the schema, once.
+func (w *world) validate(text string) {
+	w.Helper()
+	if w.valid[text] {
+		return
+	}
+	s, err := schema()
+	w.must(err)
+	v, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
+	w.must(err)
+	if err := s.Validate(v); err != nil {
+		w.Errorf("decision log: %v: %s", err, text)
+	}
+	if w.valid == nil {
+		w.valid = map[string]bool{}
+	}
+	w.valid[text] = true
 }
 
 // logged waits until the log has n decisions that match, and gives them. More

@@ -34,8 +34,7 @@ type agentOptions struct {
 	backend     string
 	sysctlDir   string
 	cniResults  string
-	decisionLog string
-	ringSize    int
+	decisions   decisionLogFlags
 	http        string
 	logs        logFlags
 }
@@ -90,8 +89,7 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.backend, "iptables-backend", "auto", "auto, nft or legacy; auto follows what the node uses")
 	f.StringVar(&o.cniResults, "cni-results", "", "directory of the CNI plugins' results, usually /var/lib/cni/results: guards a pod before its first container starts")
 	f.StringVar(&o.sysctlDir, "sysctl-dir", filter.SysctlDir, "where the node's sysctls can be written; a container sees its own read-only")
-	f.StringVar(&o.decisionLog, "decision-log", "", "file to append a JSON line per decision to, opened anew on SIGHUP, or - for standard output")
-	f.IntVar(&o.ringSize, "decision-log-ring", 8192, "how many decisions a queue holds for the log; more are lost, and counted")
+	o.decisions.register(f)
 	f.StringVar(&o.http, "http", "127.0.0.1:9353", "address of /healthz, /readyz and /metrics; empty for none")
 	o.logs.register(f)
 }
@@ -109,8 +107,6 @@ func (o *agentOptions) check() error {
 		return fmt.Errorf("--queues %d: at least one queue is needed", o.queues)
 	case o.queueBase < 0 || o.queueBase+o.queues-1 > math.MaxUint16:
 		return fmt.Errorf("--queue-base %d with %d queues is not within 0 to 65535", o.queueBase, o.queues)
-	case o.ringSize < 1:
-		return fmt.Errorf("--decision-log-ring %d: at least one place is needed", o.ringSize)
 	case !slices.Contains(backends, o.backend):
 		return fmt.Errorf("--iptables-backend %q: want %s", o.backend, strings.Join(backends, ", "))
 	case o.cacheSize < 0:
@@ -121,5 +117,5 @@ func (o *agentOptions) check() error {
 			return fmt.Errorf("--http %q is not an address such as 127.0.0.1:9353", o.http)
 		}
 	}
-	return nil
+	return o.decisions.check()
 }

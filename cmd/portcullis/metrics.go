@@ -71,8 +71,11 @@ var (
 	queueErrors   = counter("queue_errors_total", "What went wrong on a queue, each time on the closed side.", "queue", "kind")
 	queueDropped  = counter("queue_dropped_total", "Packets that the kernel couldn't queue: the queue was full, or the socket's buffer.", "queue", "full")
 	queueWaiting  = gauge("queue_waiting_packets", "Packets that wait for a verdict.", "queue")
-	logWritten    = counter("decision_log_records_total", "Decisions written to the decision log.")
-	logLost       = counter("decision_log_lost_total", "Decisions that the decision log lost, since its ring was full or its writer failed.")
+	logWritten    = counter("decision_log_records_total", "Decisions written to a sink of the decision log; a record about n repeats counts n.", "sink")
+	logLost       = counter("decision_log_lost_total", "Decisions that a sink of the decision log lost: a ring or the sink's queue was full, or it refused.", "sink")
+	logErrors     = counter("decision_log_errors_total", "Times that a sink of the decision log refused what was to be written.", "sink")
+	logOmitted    = counter("decision_log_omitted_total", "Decisions left out of the decision log on purpose: not selected, sampled out, or suppressed by the rate limit.", "why")
+	logHeld       = gauge("decision_log_held_decisions", "Denials that wait for the end of their window.")
 	generation    = gauge("snapshot_generation", "Number of the policy snapshot in force.")
 	statePods     = gauge("pods", "Pods in the state.")
 	statePolicies = gauge("policies", "NetworkPolicies in the state.")
@@ -103,8 +106,7 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 	if s := a.engine.Snapshot(); s != nil {
 		generation.emit(ch, float64(s.Generation()))
 	}
-	logWritten.emit(ch, float64(a.audit.Written()))
-	logLost.emit(ch, float64(a.audit.Lost()))
+	collectDecisionLog(ch, a.audit.Stats())
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	statePods.emit(ch, float64(a.state.pods))

@@ -31,7 +31,7 @@ type agent struct {
 	engine   *verdict.Engine
 	kernel   *filter.Kernel
 	audit    *audit.Log
-	sink     io.Writer
+	logFile  *audit.File // nil if the decision log isn't in a file
 	source   source
 	compiler *policycache.Compiler
 	queueCfg filter.QueueConfig
@@ -118,10 +118,6 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 		}
 		source = resultsSource{source, results, o.node}
 	}
-	sink, err := openSink(o.decisionLog, stdout)
-	if err != nil {
-		return nil, fmt.Errorf("--decision-log: %w", err)
-	}
 	kernel, err := filter.NewKernel(filter.KernelConfig{
 		Backend:   o.backend,
 		QueueBase: uint16(o.queueBase),
@@ -133,13 +129,17 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	if err != nil {
 		return nil, err
 	}
+	decisions, file, err := o.decisions.open(o.node, stdout)
+	if err != nil {
+		return nil, err
+	}
 	a := &agent{
 		options:  o,
 		log:      log,
 		engine:   verdict.NewEngine(),
 		kernel:   kernel,
-		audit:    audit.NewLog(sink, o.node, o.ringSize),
-		sink:     sink,
+		audit:    decisions,
+		logFile:  file,
 		source:   source,
 		compiler: policycache.NewCompiler(o.node, log),
 		queueCfg: filter.QueueConfig{
@@ -155,17 +155,6 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	}
 	a.metrics = newMetrics(a)
 	return a, nil
-}
-
-// openSink opens the decision log; nil means that none is wanted.
-func openSink(path string, stdout io.Writer) (io.Writer, error) {
-	switch path {
-	case "":
-		return nil, nil
-	case "-":
-		return stdout, nil
-	}
-	return audit.OpenSink(path)
 }
 
 // apply puts a new state in force: the engine first, so that whatever the
@@ -298,11 +287,10 @@ func (a *agent) reopenUntil(ctx context.Context) {
 			return
 		case <-hangup:
 		}
-		file, ok := a.sink.(*audit.File)
-		if !ok {
+		if a.logFile == nil {
 			continue
 		}
-		if err := file.Reopen(); err != nil {
+		if err := a.logFile.Reopen(); err != nil {
 			a.log.Error("the decision log can't be opened anew, the old file stays in use", "err", err)
 			continue
 		}
@@ -323,6 +311,7 @@ func (a *agent) close() error {
 		errs = append(errs, a.queues.Close())
 	}
 	errs = append(errs, a.audit.Close())
+	sayClosed(a.log, a.audit.Stats())
 	a.log.Info("stopped", "gate", map[bool]string{true: "open", false: "closed"}[a.options.failOpen])
 	return errors.Join(errs...)
 }

@@ -92,8 +92,9 @@ const mostComplaints = 10
 // read hands the logs' records to use. Lines that are none are complained of,
 // with file and number, and counted.
 func (o *whatIfFlags) read(cmd *cobra.Command, use func(*whatif.Record)) (bad int, err error) {
+	var missing uint64
 	for _, name := range o.logs {
-		err := readLog(cmd.InOrStdin(), name, use, func(line int, err error) {
+		lacks, err := readLog(cmd.InOrStdin(), name, use, func(line int, err error) {
 			if bad++; bad <= mostComplaints {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s:%d: %s\n", name, line, oneLine(err))
 			}
@@ -101,16 +102,20 @@ func (o *whatIfFlags) read(cmd *cobra.Command, use func(*whatif.Record)) (bad in
 		if err != nil {
 			return bad, err
 		}
+		missing += lacks
+	}
+	if missing > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: the log says that it lacks %d decisions: what they were isn't known here\n", missing)
 	}
 	return bad, nil
 }
 
-func readLog(stdin io.Reader, name string, use func(*whatif.Record), complain func(int, error)) error {
+func readLog(stdin io.Reader, name string, use func(*whatif.Record), complain func(int, error)) (missing uint64, err error) {
 	in := stdin
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {
-			return fmt.Errorf("opening the log: %w", err)
+			return 0, fmt.Errorf("opening the log: %w", err)
 		}
 		defer f.Close()
 		in = f
@@ -121,14 +126,14 @@ func readLog(stdin io.Reader, name string, use func(*whatif.Record), complain fu
 	if magic, _ := buffered.Peek(2); string(magic) == "\x1f\x8b" {
 		plain, err := gzip.NewReader(buffered)
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return 0, fmt.Errorf("%s: %w", name, err)
 		}
 		in = plain
 	}
-	if err := whatif.Read(in, use, complain); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+	if missing, err = whatif.Read(in, use, complain); err != nil {
+		return missing, fmt.Errorf("%s: %w", name, err)
 	}
-	return nil
+	return missing, nil
 }
 
 // badLines is the error of a log with lines that are no records.

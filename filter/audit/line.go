@@ -2,96 +2,235 @@ package audit
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
 	"portcullis/verdict"
 )
 
-// appendLine writes a record as one JSON object and a newline. The schema is in
-// the package's documentation.
-func appendLine(b []byte, node string, r *Record) []byte {
+// SchemaVersion is the number of the schema that lines follow. It grows when a
+// field goes or changes its meaning; new fields don't change it.
+const SchemaVersion = 1
+
+// tally is what a line of the kind "decision" ends with: of how many decisions it
+// tells.
+type tally struct {
+	count  uint64 // of repeats, one or more
+	last   int64  // when the last of several was received, in nanoseconds since 1970
+	sample int    // one in so many was kept; zero or one if all are
+}
+
+// line appends the fields of one JSON object, and remembers what goes with all
+// of them.
+type line struct {
+	b        []byte
+	labels   bool
+	snapshot *verdict.Snapshot
+}
+
+// appendRecord writes a decision, or the first of several repeats of one, as
+// deploy/decision-log.schema.json says. The line is complete with its tally.
+func appendRecord(b []byte, node string, labels bool, r *Record) []byte {
 	f, d := &r.Flow, &r.Decision
-	b = append(b, `{"time":"`...)
-	b = time.Unix(0, r.Time).UTC().AppendFormat(b, time.RFC3339Nano)
-	b = append(b, `","node":`...)
-	b = appendString(b, node)
-	b = append(b, `,"verdict":"`...)
-	b = append(b, d.Verdict.String()...)
-	b = append(b, `","reason":"`...)
-	b = append(b, d.Reason.String()...)
-	b = append(b, `","directions":`...)
-	b = appendDirections(b, d)
-	b = append(b, `,"protocol":"`...)
-	b = append(b, f.Proto.String()...)
-	b = append(b, '"')
+	l := line{appendHead(b, "decision", r.Time, node), labels, r.Snapshot}
+	l.raw(`,"verdict":"`, d.Verdict.String(), `","reason":"`, d.Reason.String(), `","directions":`, directions(d),
+		`,"protocol":"`, f.Proto.String(), `"`)
 	whole := f.Defect == verdict.ReasonNone
 	ports := whole && f.Proto.HasPorts()
-	b = appendEnd(append(b, `,"src":`...), f.Src, f.SrcPort, ports, d.Src)
-	b = appendEnd(append(b, `,"dst":`...), f.Dst, f.DstPort, ports, d.Dst)
+	l.end(`,"src":`, f.Src, f.SrcPort, ports, d.Src)
+	l.end(`,"dst":`, f.Dst, f.DstPort, ports, d.Dst)
 	if whole && (f.Proto == verdict.ICMP || f.Proto == verdict.ICMPv6) {
-		b = strconv.AppendUint(append(b, `,"icmpType":`...), uint64(f.ICMPType), 10)
-		b = strconv.AppendUint(append(b, `,"icmpCode":`...), uint64(f.ICMPCode), 10)
+		l.number(`,"icmpType":`, uint64(f.ICMPType))
+		l.number(`,"icmpCode":`, uint64(f.ICMPCode))
 	}
-	b = appendSide(b, `,"egress":`, &d.Egress)
-	b = appendSide(b, `,"ingress":`, &d.Ingress)
-	b = strconv.AppendBool(append(b, `,"cached":`...), d.Cached)
-	b = strconv.AppendInt(append(b, `,"latencyNs":`...), r.Latency, 10)
-	return append(b, "}\n"...)
+	l.side(`,"egress":`, &d.Egress, egressTable(d.Src), f.Dst)
+	l.side(`,"ingress":`, &d.Ingress, ingressTable(d.Dst), f.Src)
+	l.b = strconv.AppendBool(append(l.b, `,"cached":`...), d.Cached)
+	l.b = strconv.AppendInt(append(l.b, `,"latencyNs":`...), r.Latency, 10)
+	if r.Snapshot != nil {
+		l.number(`,"generation":`, r.Snapshot.Generation())
+	}
+	return l.b
 }
 
-func appendDirections(b []byte, d *verdict.Decision) []byte {
+// appendTally ends a line of the kind "decision".
+func appendTally(b []byte, t tally) []byte {
+	l := line{b: b}
+	l.number(`,"count":`, t.count)
+	if t.count > 1 {
+		l.b = appendTime(append(l.b, `,"lastTime":"`...), t.last)
+		l.raw(`"`)
+	}
+	if t.sample > 1 {
+		l.number(`,"sample":`, uint64(t.sample))
+	}
+	return append(l.b, "}\n"...)
+}
+
+// appendMissing writes that decisions are missing from the log.
+func appendMissing(b []byte, node string, now time.Time, suppressed, lost uint64) []byte {
+	l := line{b: appendHead(b, "missing", now.UnixNano(), node)}
+	l.number(`,"suppressed":`, suppressed)
+	l.number(`,"lost":`, lost)
+	return append(l.b, "}\n"...)
+}
+
+func appendHead(b []byte, kind string, at int64, node string) []byte {
+	b = strconv.AppendInt(append(b, `{"schema":`...), SchemaVersion, 10)
+	b = append(append(b, `,"kind":"`...), kind...)
+	b = appendTime(append(b, `","time":"`...), at)
+	return appendString(append(b, `","node":`...), node)
+}
+
+func appendTime(b []byte, at int64) []byte {
+	return time.Unix(0, at).UTC().AppendFormat(b, time.RFC3339Nano)
+}
+
+func (l *line) raw(texts ...string) {
+	for _, t := range texts {
+		l.b = append(l.b, t...)
+	}
+}
+
+func (l *line) number(name string, n uint64) {
+	l.b = strconv.AppendUint(append(l.b, name...), n, 10)
+}
+
+func (l *line) text(name, value string) { l.b = appendString(append(l.b, name...), value) }
+
+func directions(d *verdict.Decision) string {
 	switch {
 	case d.Egress.Judged && d.Ingress.Judged:
-		return append(b, `["egress","ingress"]`...)
+		return `["egress","ingress"]`
 	case d.Egress.Judged:
-		return append(b, `["egress"]`...)
+		return `["egress"]`
 	case d.Ingress.Judged:
-		return append(b, `["ingress"]`...)
+		return `["ingress"]`
 	}
-	return append(b, `[]`...)
+	return `[]`
 }
 
-// appendEnd writes one end of the flow: what is known of it and no more.
-func appendEnd(b []byte, a netip.Addr, port uint16, ports bool, pod *verdict.Endpoint) []byte {
-	b = append(b, `{"ip":"`...)
+// end writes one end of the flow: what is known of it and no more.
+func (l *line) end(name string, a netip.Addr, port uint16, ports bool, pod *verdict.Endpoint) {
+	l.raw(name, `{"ip":"`)
 	if a.IsValid() {
-		b = a.AppendTo(b)
+		l.b = a.AppendTo(l.b)
 	}
-	b = append(b, '"')
+	l.raw(`"`)
 	if ports {
-		b = strconv.AppendUint(append(b, `,"port":`...), uint64(port), 10)
+		l.number(`,"port":`, uint64(port))
 	}
-	if pod != nil {
-		b = appendString(append(b, `,"namespace":`...), pod.Namespace)
-		b = appendString(append(b, `,"pod":`...), pod.Name)
+	switch node := l.node(a); {
+	case pod != nil:
+		l.raw(`,"kind":"pod"`)
+		l.text(`,"namespace":`, pod.Namespace)
+		l.text(`,"pod":`, pod.Name)
+		if pod.Workload != "" {
+			l.text(`,"workload":`, pod.Workload)
+		}
+		if l.labels {
+			l.texts(`,"labels":`, pod.Labels)
+		}
+	case node != "":
+		l.raw(`,"kind":"node"`)
+		l.text(`,"node":`, node)
+	case a.IsValid() && l.snapshot != nil:
+		l.raw(`,"kind":"external"`)
+	default:
+		l.raw(`,"kind":"unknown"`)
 	}
-	return append(b, '}')
+	l.raw(`}`)
 }
 
-// appendSide writes one direction, if it was judged.
-func appendSide(b []byte, name string, s *verdict.Side) []byte {
-	if !s.Judged {
-		return b
+// node gives the name of the node that has the address, "" when none does.
+func (l *line) node(a netip.Addr) string {
+	if l.snapshot == nil {
+		return ""
 	}
-	b = append(append(b, name...), `{"verdict":"`...)
-	b = append(b, s.Verdict.String()...)
-	b = strconv.AppendBool(append(b, `","isolated":`...), s.Isolated)
-	b = append(b, `,"policies":[`...)
+	return l.snapshot.Node(a)
+}
+
+// texts writes a map in the order of its keys.
+func (l *line) texts(name string, m map[string]string) {
+	l.raw(name, `{`)
+	for i, key := range slices.Sorted(maps.Keys(m)) {
+		if i > 0 {
+			l.raw(`,`)
+		}
+		l.text("", key)
+		l.text(`:`, m[key])
+	}
+	l.raw(`}`)
+}
+
+// side writes one direction, if it was judged: table is the one that isolates
+// its pod, and peer the other end's address.
+func (l *line) side(name string, s *verdict.Side, table *verdict.Table, peer netip.Addr) {
+	if !s.Judged {
+		return
+	}
+	l.raw(name, `{"verdict":"`, s.Verdict.String(), `","isolated":`, strconv.FormatBool(s.Isolated), `,"policies":[`)
 	for i, p := range s.Policies {
 		if i > 0 {
-			b = append(b, ',')
+			l.raw(`,`)
 		}
-		b = appendString(b, p)
+		l.text("", p)
 	}
-	b = append(b, `],"allowedBy":`...)
+	l.raw(`]`)
+	l.versions(s.Policies)
 	if s.AllowedBy == (verdict.RuleRef{}) {
-		return append(b, `null}`...)
+		l.raw(`,"allowedBy":null}`)
+		return
 	}
-	b = appendString(append(b, `{"policy":`...), s.AllowedBy.Policy)
-	b = strconv.AppendInt(append(b, `,"rule":`...), int64(s.AllowedBy.Rule), 10)
-	return append(b, `}}`...)
+	l.text(`,"allowedBy":{"policy":`, s.AllowedBy.Policy)
+	l.b = strconv.AppendInt(append(l.b, `,"rule":`...), int64(s.AllowedBy.Rule), 10)
+	if table != nil {
+		if block := table.Block(s.AllowedBy, peer); block.IsValid() {
+			l.b = append(block.AppendTo(append(l.b, `,"ipBlock":"`...)), '"')
+		}
+	}
+	l.raw(`}}`)
+}
+
+// versions writes the policies' versions, as far as they are known.
+func (l *line) versions(policies []string) {
+	if l.snapshot == nil {
+		return
+	}
+	known := 0
+	for _, p := range policies {
+		version := l.snapshot.PolicyVersion(p)
+		if version == "" {
+			continue
+		}
+		if known++; known == 1 {
+			l.raw(`,"policyVersions":{`)
+		} else {
+			l.raw(`,`)
+		}
+		l.text("", p)
+		l.text(`:`, version)
+	}
+	if known > 0 {
+		l.raw(`}`)
+	}
+}
+
+func egressTable(pod *verdict.Endpoint) *verdict.Table {
+	if pod == nil {
+		return nil
+	}
+	return pod.Egress
+}
+
+func ingressTable(pod *verdict.Endpoint) *verdict.Table {
+	if pod == nil {
+		return nil
+	}
+	return pod.Ingress
 }
 
 // appendString writes a JSON string. Names of the cluster are plain ASCII, but

@@ -1,41 +1,17 @@
-// Package audit is the decision log: it carries every decision from the packet
-// path to a file without ever holding up a verdict.
-//
-// Each worker puts fixed-size records into a ring of its own; one goroutine
-// empties all rings every few milliseconds and writes one JSON object per line:
-//
-//	time        when the packet was received, RFC 3339 with nanoseconds, UTC
-//	node        the node that judged
-//	verdict     "allow" or "deny"
-//	reason      one word of verdict.Reasons: "rule", "no-rule", "self", ...
-//	directions  those that this node judged: "egress", "ingress", both or none
-//	protocol    "TCP", "UDP", "SCTP", "ICMP", "ICMPv6", or the number as a string
-//	src, dst    {"ip", "port", "namespace", "pod"}: ip is "" if it couldn't be
-//	            read, port is there only for a whole TCP, UDP or SCTP packet,
-//	            namespace and pod only where the address is a pod's
-//	icmpType, icmpCode
-//	            for whole ICMP and ICMPv6 packets only
-//	egress, ingress
-//	            only if judged: {"verdict", "isolated", "policies": the isolating
-//	            policies as "namespace/name", "allowedBy": {"policy", "rule"},
-//	            the rule by its index, or null}
-//	cached      whether the verdict came from the flow cache
-//	latencyNs   nanoseconds from receiving the packet to writing its verdict
-//
-// Lines of one worker are in the order of its decisions; those of different
-// workers may be a few milliseconds out of order.
 package audit
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
+	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
+
+	"portcullis/verdict"
 )
 
 const (
@@ -43,43 +19,103 @@ const (
 	// a second on one worker, 500 records. Polling spares the packet path any
 	// wake-up.
 	pollEvery = 5 * time.Millisecond
-	// flushAt is when lines are written before the rings are empty, in bytes.
+	// flushAt is when lines are handed on before the rings are empty, in bytes.
 	flushAt = 64 << 10
-	// closeWait is how long Close waits for a writer that blocks.
+	// closeWait is how long Close waits for sinks that block.
 	closeWait = 2 * time.Second
 	// defaultRing is a ring's size in records if none is asked for.
 	defaultRing = 4096
 )
 
+// Sink is where lines go. W is the seam: whatever takes whole lines by Write,
+// from one goroutine, and says by its error what it didn't take.
+type Sink struct {
+	Name string // for metrics and messages, such as "file"
+	W    io.Writer
+}
+
+// Config says what is logged, and where.
+type Config struct {
+	Node  string // this node's name
+	Sinks []Sink // none is a log that is off
+	// RingSize is how many records each worker's ring holds, 4096 if zero.
+	RingSize int
+	// Labels adds the pods' labels to each record.
+	Labels bool
+	// Window is how long repeats of a denied connection are gathered into one
+	// record; zero for not at all.
+	Window time.Duration
+	// Audit is what is logged where no namespace asks for something else; the
+	// zero value is everything.
+	Audit verdict.Audit
+	// Sample keeps one in so many allows, all if it is one or less.
+	Sample int
+	// Rate is how many records a second are written at most, zero for any
+	// number. As many may come at once.
+	Rate int
+}
+
 // Log writes decisions as lines of JSON. The nil Log is one that is off.
 type Log struct {
-	w        io.Writer
-	node     string
-	ringSize int
+	cfg   Config
+	sinks []*sink
 
 	mu    sync.Mutex
 	rings []*Ring
 
-	buf     []byte
-	lines   uint64 // in buf
-	torn    bool   // the last write ended inside a line
+	// What follows belongs to the log's goroutine.
+	now     time.Time
+	record  []byte // the line at hand
+	batch   batch
+	repeats *repeats
+	limiter *rate.Limiter // nil without a rate
+	allow   int           // of Sample allows: which comes next
+	keep    int           // and which is kept
+
 	stop    chan struct{}
 	stopped chan struct{}
 	closing sync.Once
 
-	written, unwritten, failures atomic.Uint64
+	unselected, sampled, suppressed, held atomic.Uint64
 }
 
-// NewLog starts a log that writes to w; a nil w is a log that is off. Each
-// worker's ring holds ringSize records, 4096 if it is zero or less.
-func NewLog(w io.Writer, node string, ringSize int) *Log {
-	if w == nil {
+// Stats counts decisions by what became of them. Those that are in none of the
+// counts are still on their way.
+type Stats struct {
+	Unselected uint64 // the selection leaves them out
+	Sampled    uint64 // allows that the sampling leaves out
+	Suppressed uint64 // more than the rate allows
+	Held       uint64 // denials whose window is open
+	Sinks      []SinkStats
+}
+
+// SinkStats counts the decisions that were to be written to a sink.
+type SinkStats struct {
+	Name     string
+	Written  uint64
+	Lost     uint64 // in a full ring, in a full queue, or refused by the sink
+	Failures uint64 // how often the sink refused
+}
+
+// NewLog starts a log; one without sinks is off.
+func NewLog(cfg Config) *Log {
+	if len(cfg.Sinks) == 0 {
 		return nil
 	}
-	if ringSize <= 0 {
-		ringSize = defaultRing
+	if cfg.RingSize <= 0 {
+		cfg.RingSize = defaultRing
 	}
-	l := &Log{w: w, node: node, ringSize: ringSize, stop: make(chan struct{}), stopped: make(chan struct{})}
+	if cfg.Audit == verdict.AuditDefault {
+		cfg.Audit = verdict.AuditAll
+	}
+	l := &Log{cfg: cfg, stop: make(chan struct{}), stopped: make(chan struct{})}
+	l.repeats = newRepeats(cfg.Window, l.render, l.emit)
+	if cfg.Rate > 0 {
+		l.limiter = rate.NewLimiter(rate.Limit(cfg.Rate), cfg.Rate)
+	}
+	for _, s := range cfg.Sinks {
+		l.sinks = append(l.sinks, newSink(s, cfg.Node, l.missing))
+	}
 	go l.run()
 	return l
 }
@@ -90,56 +126,64 @@ func (l *Log) NewRing() *Ring {
 	if l == nil {
 		return nil
 	}
-	r := newRing(l.ringSize)
+	r := newRing(l.cfg.RingSize)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.rings = append(l.rings, r)
 	return r
 }
 
-// Written says how many decisions have been written.
-func (l *Log) Written() uint64 {
+// Stats tells what became of the decisions so far. It may be called from any
+// goroutine.
+func (l *Log) Stats() (s Stats) {
 	if l == nil {
-		return 0
+		return s
 	}
-	return l.written.Load()
+	s = Stats{Unselected: l.unselected.Load(), Sampled: l.sampled.Load(), Suppressed: l.suppressed.Load(), Held: l.held.Load()}
+	_, inRings := l.missing()
+	for _, sink := range l.sinks {
+		one := sink.stats()
+		one.Lost += inRings
+		s.Sinks = append(s.Sinks, one)
+	}
+	return s
 }
 
-// Lost says how many decisions never will be: those that found their ring full,
-// and those that the writer refused.
-func (l *Log) Lost() uint64 {
-	if l == nil {
-		return 0
-	}
-	n := l.unwritten.Load()
+// missing tells what no sink was given though it was to be logged: what the rate
+// suppressed, and what found a ring full.
+func (l *Log) missing() (suppressed, lost uint64) {
 	for _, r := range l.allRings() {
-		n += r.Lost()
+		lost += r.Lost()
 	}
-	return n
+	return l.suppressed.Load(), lost
 }
 
-// Failures says how often the writer has refused.
-func (l *Log) Failures() uint64 {
-	if l == nil {
-		return 0
-	}
-	return l.failures.Load()
-}
-
-// Close writes what is in the rings and ends the log. Stop the workers first:
-// what they put into their rings later is lost. The writer isn't closed. The
-// error is about a writer that blocks: it is waited for two seconds at most.
+// Close writes what is in the rings and windows and ends the log. Stop the
+// workers first: what they put into their rings later is lost. The sinks' writers
+// aren't closed. The error is about sinks that block: they are waited for two
+// seconds at most, and what they haven't taken by then counts as lost.
 func (l *Log) Close() error {
 	if l == nil {
 		return nil
 	}
 	l.closing.Do(func() { close(l.stop) })
-	select {
-	case <-l.stopped:
-		return nil
-	case <-time.After(closeWait):
-		return errors.New("decision log: its reader takes nothing, the last decisions are not written")
+	<-l.stopped // it waits for nobody
+	patience := time.After(closeWait)
+	var stuck []string
+	for _, s := range l.sinks {
+		select {
+		case <-s.stopped:
+			continue
+		case <-patience:
+		}
+		for _, s := range l.sinks {
+			if s.abandon() {
+				stuck = append(stuck, s.name)
+			}
+		}
+		return fmt.Errorf("decision log: %s takes nothing, the last decisions are not written there", strings.Join(stuck, ", "))
 	}
+	return nil
 }
 
 func (l *Log) run() {
@@ -152,6 +196,12 @@ func (l *Log) run() {
 			l.drain()
 		case <-l.stop:
 			l.drain()
+			l.repeats.flush()
+			l.flush()
+			l.held.Store(l.repeats.held)
+			for _, s := range l.sinks {
+				close(s.stop)
+			}
 			return
 		}
 	}
@@ -164,107 +214,98 @@ func (l *Log) allRings() []*Ring {
 }
 
 // drain takes from each ring as much as it could hold at once, so that none of
-// them is starved by a busier one, and writes it.
+// them is starved by a busier one, and hands it on, with the windows that have
+// ended.
 func (l *Log) drain() {
-	use := func(rec *Record) {
-		l.buf = appendLine(l.buf, l.node, rec)
-		l.lines++
-	}
+	l.now = time.Now()
 	for _, r := range l.allRings() {
 		for range len(r.slots) {
-			if !r.take(use) {
+			if !r.take(l.decided) {
 				break
 			}
-			if len(l.buf) >= flushAt {
-				l.flush()
-			}
 		}
 	}
+	l.repeats.expire(l.now)
 	l.flush()
+	l.held.Store(l.repeats.held)
 }
 
-// flush writes the lines at hand. Lines that the writer refuses are lost, not
-// tried again: what comes after them is worth as much.
-func (l *Log) flush() {
-	if l.lines == 0 {
+// decided takes in one decision: it is left out, held until its window ends, or
+// written.
+func (l *Log) decided(rec *Record) {
+	rec.refresh()
+	switch {
+	case !l.selected(&rec.Decision):
+		l.unselected.Add(1)
+	case rec.Decision.Verdict == verdict.Deny:
+		l.repeats.add(rec, l.now)
+	case l.cfg.Sample > 1 && !l.sample():
+		l.sampled.Add(1)
+	default:
+		l.emit(l.render(rec), tally{count: 1, sample: l.cfg.Sample})
+	}
+}
+
+// selected tells whether a decision is to be logged at all. The namespaces of
+// the judged ends are asked; if both ends are judged, who wants more has it.
+func (l *Log) selected(d *verdict.Decision) bool {
+	want := verdict.AuditDefault
+	for _, end := range [2]struct {
+		judged bool
+		pod    *verdict.Endpoint
+	}{{d.Egress.Judged, d.Src}, {d.Ingress.Judged, d.Dst}} {
+		if !end.judged || end.pod == nil {
+			continue
+		}
+		asked := end.pod.Audit
+		if asked == verdict.AuditDefault {
+			asked = l.cfg.Audit
+		}
+		want = max(want, asked)
+	}
+	if want == verdict.AuditDefault {
+		want = l.cfg.Audit
+	}
+	return want == verdict.AuditAll || want == verdict.AuditDenied && d.Verdict == verdict.Deny
+}
+
+// sample keeps one of each Sample allows in a row. Which one is chance, so that
+// traffic with a rhythm, such as IPv4 and IPv6 in turn, is sampled fairly.
+func (l *Log) sample() bool {
+	if l.allow == 0 {
+		l.keep = rand.IntN(l.cfg.Sample)
+	}
+	kept := l.allow == l.keep
+	l.allow = (l.allow + 1) % l.cfg.Sample
+	return kept
+}
+
+// render makes a record's line but for its tally, good until the next call.
+func (l *Log) render(rec *Record) []byte {
+	l.record = appendRecord(l.record[:0], l.cfg.Node, l.cfg.Labels, rec)
+	return l.record
+}
+
+// emit writes a line, if the rate allows one.
+func (l *Log) emit(record []byte, t tally) {
+	if l.limiter != nil && !l.limiter.AllowN(l.now, 1) {
+		l.suppressed.Add(t.count)
 		return
 	}
-	var n int
-	var err error
-	if l.torn {
-		// What a failed write left of a line must not spoil the next one.
-		n, err = l.w.Write([]byte{'\n'})
-		l.torn = n != 1
-		n = 0
+	l.batch.lines = appendTally(append(l.batch.lines, record...), t)
+	l.batch.counts = append(l.batch.counts, t.count)
+	if len(l.batch.lines) >= flushAt {
+		l.flush()
 	}
-	if !l.torn {
-		n, err = l.w.Write(l.buf)
-	}
-	done := l.lines
-	if err != nil {
-		done = uint64(bytes.Count(l.buf[:n], []byte{'\n'}))
-		if n > 0 {
-			l.torn = l.buf[n-1] != '\n'
-		}
-		if l.failures.Add(1) == 1 {
-			slog.Error("decision log: can't write, decisions are being lost; said once, see the metrics", "error", err)
-		}
-	}
-	l.written.Add(done)
-	l.unwritten.Add(l.lines - done)
-	l.buf, l.lines = l.buf[:0], 0
 }
 
-// OpenSink opens what the log is to be written to: a File, or the standard
-// output for "-". Closing the standard output's sink does nothing.
-func OpenSink(path string) (io.WriteCloser, error) {
-	if path == "-" {
-		return stdout{}, nil
+// flush hands the lines at hand to all sinks, which share them from then on.
+func (l *Log) flush() {
+	if len(l.batch.counts) == 0 {
+		return
 	}
-	f := &File{path: path}
-	return f, f.Reopen()
-}
-
-// File is a file that the log is appended to, created for its owner only. Its
-// methods may be called from several goroutines.
-type File struct {
-	path string
-	mu   sync.Mutex
-	f    *os.File
-}
-
-// Reopen opens the file by its name anew, as is needed after it was renamed or
-// removed to make room for a new one. If that fails, the old one stays in use.
-func (s *File) Reopen() error {
-	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("decision log: %w", err)
+	for _, s := range l.sinks {
+		s.offer(l.batch)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old := s.f
-	s.f = f
-	if old == nil {
-		return nil
-	}
-	return old.Close()
+	l.batch = batch{}
 }
-
-// Write appends to the file.
-func (s *File) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.f.Write(b)
-}
-
-// Close closes the file.
-func (s *File) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.f.Close()
-}
-
-type stdout struct{}
-
-func (stdout) Write(b []byte) (int, error) { return os.Stdout.Write(b) }
-func (stdout) Close() error                { return nil }

@@ -13,6 +13,16 @@ type Record struct {
 	Latency  int64 // from receiving the packet to its verdict, in nanoseconds
 	Flow     verdict.Flow
 	Decision verdict.Decision
+	Snapshot *verdict.Snapshot // by which it was decided; nil before the first
+}
+
+// refresh names the ends as the decision's snapshot has them: a cached decision
+// names them as the snapshot had them that first made it. The pods are the same,
+// but what the log alone looks at may have changed.
+func (r *Record) refresh() {
+	if r.Snapshot != nil {
+		r.Decision.Src, r.Decision.Dst = r.Snapshot.Endpoint(r.Flow.Src), r.Snapshot.Endpoint(r.Flow.Dst)
+	}
 }
 
 // Ring carries records from one worker to the log: bounded, without locks, for

@@ -66,7 +66,7 @@ func transform(object any) (any, error) {
 	case *corev1.Pod:
 		p := policycache.PodFrom(o)
 		p.Namespace, p.Node, p.Phase = shared(p.Namespace), shared(p.Node), shared(p.Phase)
-		p.Labels = sharedMap(p.Labels)
+		p.Labels, p.Workload = sharedMap(p.Labels), shared(p.Workload)
 		p.IPs, p.HostIPs, p.Ports = slices.Clip(p.IPs), slices.Clip(p.HostIPs), slices.Clip(p.Ports)
 		for i := range p.Ports {
 			p.Ports[i].Name = shared(p.Ports[i].Name)
@@ -74,7 +74,7 @@ func transform(object any) (any, error) {
 		return keep(pods, &o.ObjectMeta, p), nil
 	case *corev1.Namespace:
 		n := policycache.NamespaceFrom(o)
-		n.Labels = sharedMap(n.Labels)
+		n.Labels, n.Audit = sharedMap(n.Labels), shared(n.Audit)
 		return keep(namespaces, &o.ObjectMeta, n), nil
 	case *corev1.Node:
 		return keep(nodes, &o.ObjectMeta, policycache.NodeFrom(o)), nil

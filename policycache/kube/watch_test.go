@@ -123,6 +123,26 @@ func TestWhatPolicyDoesNotSeeCostsNothing(t *testing.T) {
 	}
 }
 
+// TestNamespaceAnnotations: the one that the decision log looks at is followed, the
+// others cost nothing.
+func TestNamespaceAnnotations(t *testing.T) {
+	w := NewWatcher(&Client{heard: newHeard()}, quiet())
+	send := func(annotations map[string]string) uint64 {
+		o, err := transform(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", UID: "u", Annotations: annotations}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.event(o, false)
+		return w.Status().Events
+	}
+	if send(nil) != 1 || send(map[string]string{"a": "b"}) != 1 {
+		t.Error("an annotation of others is a change")
+	}
+	if send(map[string]string{policycache.AuditAnnotation: "denied"}) != 2 || w.state.take().Namespaces["shop"].Audit != "denied" {
+		t.Error("the decision log's annotation isn't followed")
+	}
+}
+
 // TestBurstsAreCoalesced lets a thousand pods come while one state is being
 // applied: they make one more, and the last is whole.
 func TestBurstsAreCoalesced(t *testing.T) {

@@ -82,9 +82,11 @@ func (r *Record) judged(direction string) bool { return slices.Contains(r.Direct
 
 // Read reads a decision log and hands each record to use, which must not keep
 // it. A line that is no record goes to complain, with its number counted from
-// 1, and the rest goes on; blank lines are passed over. The error is a failure
-// to read.
-func Read(log io.Reader, use func(*Record), complain func(line int, err error)) error {
+// 1, and the rest goes on. Blank lines are passed over, and so are the agent's own
+// messages, which have the same output as the log where both go to a container's.
+// missing counts the decisions that the log itself says it lacks. The error is a
+// failure to read.
+func Read(log io.Reader, use func(*Record), complain func(line int, err error)) (missing uint64, err error) {
 	in := bufio.NewReaderSize(log, 64<<10)
 	var buf []byte
 	for n := 1; ; n++ {
@@ -92,7 +94,11 @@ func Read(log io.Reader, use func(*Record), complain func(line int, err error)) 
 		buf = line
 		if lineErr == nil && len(bytes.TrimSpace(line)) > 0 {
 			var r Record
-			if lineErr = r.parse(line); lineErr == nil {
+			var lacks uint64
+			var other bool
+			if lacks, other = notADecision(line); other {
+				missing += lacks
+			} else if lineErr = r.parse(line); lineErr == nil {
 				use(&r)
 			}
 		}
@@ -100,12 +106,26 @@ func Read(log io.Reader, use func(*Record), complain func(line int, err error)) 
 			complain(n, lineErr)
 		}
 		if readErr == io.EOF {
-			return nil
+			return missing, nil
 		}
 		if readErr != nil {
-			return fmt.Errorf("reading the log: %w", readErr)
+			return missing, fmt.Errorf("reading the log: %w", readErr)
 		}
 	}
+}
+
+// notADecision tells whether a line is about decisions that are missing, and about
+// how many, or is one of the agent's own messages as slog writes them.
+func notADecision(line []byte) (missing uint64, is bool) {
+	var l struct {
+		Kind, Level, Msg, Verdict string
+		Suppressed, Lost          uint64
+	}
+	// What isn't JSON is a record's complaint.
+	if json.Unmarshal(line, &l) != nil || l.Verdict != "" {
+		return 0, false
+	}
+	return l.Suppressed + l.Lost, l.Kind == "missing" || l.Level != "" && l.Msg != ""
 }
 
 // parse reads a line and checks all that judging it needs.

@@ -30,7 +30,7 @@ func TestReadBadLines(t *testing.T) {
 		{strings.Repeat("x", lines.Longest+1), "longer than"},
 	} {
 		used, complained := 0, ""
-		err := Read(strings.NewReader(good+"\n\n"+tt.line+"\r\n"+good), func(*Record) { used++ }, func(line int, err error) {
+		_, err := Read(strings.NewReader(good+"\n\n"+tt.line+"\r\n"+good), func(*Record) { used++ }, func(line int, err error) {
 			complained += fmt.Sprintf("%d: %v\n", line, err)
 		})
 		if err != nil || used != 2 || !strings.HasPrefix(complained, "3: ") || !strings.Contains(complained, tt.want) || strings.Count(complained, "\n") != 1 {
@@ -43,7 +43,7 @@ func TestReadFields(t *testing.T) {
 	const line = `{"time":"2026-11-25T10:00:00.5Z","node":"n1","verdict":"would-deny","reason":"no-rule","directions":["ingress"],` +
 		`"protocol":"47","src":{"ip":"::ffff:10.0.0.1"},"dst":{"ip":"fd00::1","namespace":"a","pod":"b"},"new":{"field":[1]},"count":7}`
 	var got *Record
-	err := Read(strings.NewReader(line), func(r *Record) { got = r }, func(_ int, err error) { t.Error(err) })
+	_, err := Read(strings.NewReader(line), func(r *Record) { got = r }, func(_ int, err error) { t.Error(err) })
 	if err != nil || got == nil {
 		t.Fatal(got, err)
 	}
@@ -55,11 +55,11 @@ func TestReadFields(t *testing.T) {
 func TestReadFails(t *testing.T) {
 	broken := errors.New("broken disk")
 	used := 0
-	err := Read(iotest.DataErrReader(iotest.TimeoutReader(strings.NewReader(conn(t, "allow/rule ei 10.0.0.1 10.0.0.2 TCP 80")))), func(*Record) { used++ }, func(_ int, err error) { t.Error(err) })
+	_, err := Read(iotest.DataErrReader(iotest.TimeoutReader(strings.NewReader(conn(t, "allow/rule ei 10.0.0.1 10.0.0.2 TCP 80")))), func(*Record) { used++ }, func(_ int, err error) { t.Error(err) })
 	if !errors.Is(err, iotest.ErrTimeout) || used != 1 {
 		t.Errorf("%v, %d used", err, used)
 	}
-	if err := Read(iotest.ErrReader(broken), nil, nil); !errors.Is(err, broken) || !strings.HasPrefix(err.Error(), "reading the log: ") {
+	if _, err := Read(iotest.ErrReader(broken), nil, nil); !errors.Is(err, broken) || !strings.HasPrefix(err.Error(), "reading the log: ") {
 		t.Error(err)
 	}
 }

@@ -122,7 +122,7 @@ func readAll(t *testing.T, use func(*Record), conns ...string) {
 	for _, words := range conns {
 		log.WriteString(conn(t, words) + "\n")
 	}
-	err := Read(&log, use, func(line int, err error) { t.Errorf("line %d: %v", line, err) })
+	_, err := Read(&log, use, func(line int, err error) { t.Errorf("line %d: %v", line, err) })
 	if err != nil {
 		t.Fatal(err)
 	}
