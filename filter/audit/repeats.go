@@ -4,11 +4,13 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
 	"portcullis/verdict"
 )
 
-// maxHeld is how many windows may be open at once: some 8 MiB. Beyond it records
-// are written at once, each for itself.
+// maxHeld is how many windows may be open at once: some 8 MiB. Beyond it the oldest
+// one ends early.
 const maxHeld = 8192
 
 // repeats gathers the repeats of denied connections: SYNs tried again, datagrams
@@ -18,9 +20,10 @@ type repeats struct {
 	window time.Duration
 	render func(*Record) []byte // good until the next call
 	emit   func([]byte, tally)
-	open   map[repeatKey]*held
-	order  []*held // as they were opened; all windows are of one length
-	held   uint64  // decisions in open windows
+	// open has the windows in the order in which they were opened, since it is only
+	// peeked into; all windows are of one length. Who leaves it is emitted.
+	open *simplelru.LRU[repeatKey, *held]
+	held uint64 // decisions in open windows
 }
 
 // repeatKey tells connections apart: five-tuple, ICMP type and code, and what is
@@ -34,11 +37,9 @@ type repeatKey struct {
 // the snapshot that it tells of: in a busy cluster there are many in ten seconds.
 type held struct {
 	tally
-	key    repeatKey
 	cause  cause
 	line   []byte
 	opened time.Time
-	done   bool // written already; order still has it
 }
 
 // cause is which pods were denied by which policies.
@@ -73,7 +74,13 @@ func sameSide(a, b *verdict.Side) bool {
 }
 
 func newRepeats(window time.Duration, render func(*Record) []byte, emit func([]byte, tally)) *repeats {
-	return &repeats{window: window, render: render, emit: emit, open: map[repeatKey]*held{}}
+	r := &repeats{window: window, render: render, emit: emit}
+	var err error
+	r.open, err = simplelru.NewLRU(maxHeld, r.ended)
+	if err != nil {
+		panic(err) // of a size below one alone
+	}
+	return r
 }
 
 // add takes in a denial. What is complete by it is emitted before it returns.
@@ -83,54 +90,39 @@ func (r *repeats) add(rec *Record, now time.Time) {
 		return
 	}
 	key, cause := repeatKey{rec.Flow, rec.Decision.Reason}, causeOf(&rec.Decision)
-	if h := r.open[key]; h != nil {
+	if h, ok := r.open.Peek(key); ok {
 		if h.cause.equal(&cause) && now.Before(h.opened.Add(r.window)) {
 			h.count++
 			h.last = max(h.last, rec.Time)
 			r.held++
 			return
 		}
-		r.close(h)
+		r.open.Remove(key)
 	}
-	if len(r.open) >= maxHeld {
-		r.emit(r.render(rec), tally{count: 1})
-		return
-	}
-	h := &held{tally: tally{count: 1, last: rec.Time}, key: key, cause: cause, line: slices.Clone(r.render(rec)), opened: now}
-	r.open[key] = h
-	r.order = append(r.order, h)
 	r.held++
+	r.open.Add(key, &held{tally: tally{count: 1, last: rec.Time}, cause: cause, line: slices.Clone(r.render(rec)), opened: now})
 }
 
-// close ends a window.
-func (r *repeats) close(h *held) {
-	delete(r.open, h.key)
+// ended emits a window that leaves the open ones.
+func (r *repeats) ended(_ repeatKey, h *held) {
 	r.held -= h.count
 	r.emit(h.line, h.tally)
-	*h = held{opened: h.opened, done: true}
 }
 
 // expire ends the windows that are over.
 func (r *repeats) expire(now time.Time) {
-	n := 0
-	for _, h := range r.order {
-		if !h.done && now.Before(h.opened.Add(r.window)) {
-			break
+	for {
+		_, h, ok := r.open.GetOldest()
+		if !ok || now.Before(h.opened.Add(r.window)) {
+			return
 		}
-		if !h.done {
-			r.close(h)
-		}
-		n++
+		r.open.RemoveOldest()
 	}
-	r.order = slices.Delete(r.order, 0, n)
 }
 
-// flush ends all windows.
+// flush ends all windows, the oldest first.
 func (r *repeats) flush() {
-	for _, h := range r.order {
-		if !h.done {
-			r.close(h)
-		}
+	for r.open.Len() > 0 {
+		r.open.RemoveOldest()
 	}
-	r.order = nil
 }

@@ -117,8 +117,8 @@ func TestRepeatsOfAnotherCause(t *testing.T) {
 	}
 }
 
-// TestRepeatsAreBounded: a scan of many ports has no more windows than allowed;
-// the rest is written at once.
+// TestRepeatsAreBounded: a scan of many ports has no more windows than allowed; the
+// oldest give way and are written.
 func TestRepeatsAreBounded(t *testing.T) {
 	now, emitted := time.Now(), uint64(0)
 	r := newRepeats(time.Hour, func(*Record) []byte { return nil }, func(_ []byte, t tally) { emitted += t.count })
@@ -128,12 +128,12 @@ func TestRepeatsAreBounded(t *testing.T) {
 		rec.Flow.SrcPort, rec.Flow.DstPort = uint16(i), uint16(i>>16)
 		r.add(&rec, now)
 	}
-	if len(r.open) != maxHeld || len(r.order) != maxHeld || r.held != maxHeld || emitted != scanned-maxHeld {
-		t.Errorf("%d windows, %d held, %d written at once", len(r.open), r.held, emitted)
+	if r.open.Len() != maxHeld || r.held != maxHeld || emitted != scanned-maxHeld {
+		t.Errorf("%d windows, %d held, %d written", r.open.Len(), r.held, emitted)
 	}
 	r.expire(now.Add(time.Hour))
-	if len(r.open)+len(r.order) != 0 || r.held != 0 || emitted != scanned {
-		t.Errorf("after the windows: %d open, %d held, %d written", len(r.open), r.held, emitted)
+	if r.open.Len() != 0 || r.held != 0 || emitted != scanned {
+		t.Errorf("after the windows: %d open, %d held, %d written", r.open.Len(), r.held, emitted)
 	}
 }
 
