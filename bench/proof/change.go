@@ -15,6 +15,7 @@ import (
 // enforced it, in milliseconds.
 type change struct {
 	Variant  string
+	Kind     kind
 	Policies int
 	OnPod    bool // all of them on the measured pods
 	Add      []float64
@@ -60,7 +61,7 @@ func (w *world) change(ctx context.Context, add bool) error {
 
 // changes measures a number of changes in each direction.
 func (w *world) changes(ctx context.Context, n int) (c change, err error) {
-	c = change{Variant: w.name, Policies: w.policies(), OnPod: w.cluster.elsewhere == 0}
+	c = change{Variant: w.name, Kind: w.kind, Policies: w.policies(), OnPod: w.cluster.elsewhere == 0}
 	if err := w.thaw(ctx); err != nil {
 		return c, err
 	}

@@ -41,6 +41,7 @@ func TestProof(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build portcullis: %v\n%s", err, out)
 	}
+	machine := ThisMachine("../..")
 	say := func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 	results, err := Run(t.Context(), params, Programs{Agent: agent, Self: self, Source: "../.."}, say)
 	if err != nil {
@@ -50,5 +51,7 @@ func TestProof(t *testing.T) {
 	if out == "" {
 		out = ".."
 	}
-	_ = results
+	if err := results.Write(out, machine); err != nil {
+		t.Fatal(err)
+	}
 }

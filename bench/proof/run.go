@@ -26,8 +26,8 @@ type Results struct {
 	changes   []change
 	reactions []reactionOf
 	stages    stages
-	staged    []float64         // connects while stages were measured, microseconds
-	micro     map[string]string // microbenchmarks' lines, by name
+	staged    []float64          // connects while stages were measured, microseconds
+	micro     map[string]float64 // microbenchmarks, nanoseconds
 }
 
 // reactionOf is a series of changes in one variant's world.
