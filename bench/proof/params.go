@@ -26,6 +26,7 @@ type Params struct {
 	Reactions  int           // changes at that rate
 	Variants   string        // "all", "tune", or names with commas between
 	Microbench string        // -benchtime of the microbenchmarks for the budget
+	Nice       int           // of all that is measured; below 0 on a machine with other work
 }
 
 // ParamsFromEnv gives the defaults, which take a few minutes, changed by
@@ -39,7 +40,7 @@ func ParamsFromEnv() (Params, error) {
 	fields := map[string]any{
 		"ROUNDS": &p.Rounds, "CONNECTS": &p.Connects, "DATAGRAMS": &p.Datagrams, "FLOOD": &p.Flood, "STREAM": &p.Stream,
 		"CLIENTS": &p.Clients, "PAIRS": &p.Pairs, "PODS": &p.Pods, "POLICIES": &p.Policies, "ON_POD": &p.OnPod,
-		"CHANGES": &p.Changes, "RATE": &p.Rate, "REACTIONS": &p.Reactions, "VARIANTS": &p.Variants, "MICROBENCH": &p.Microbench,
+		"CHANGES": &p.Changes, "RATE": &p.Rate, "REACTIONS": &p.Reactions, "VARIANTS": &p.Variants, "MICROBENCH": &p.Microbench, "NICE": &p.Nice,
 	}
 	for _, entry := range os.Environ() {
 		name, value, _ := strings.Cut(entry, "=")

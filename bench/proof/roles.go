@@ -50,6 +50,7 @@ func runEcho(role string, f *flag.FlagSet, args []string) error {
 	f.BoolVar(&cfg.batch, "batch", false, "one verdict for many")
 	f.BoolVar(&cfg.together, "together", false, "many reads and verdicts a call")
 	f.BoolVar(&cfg.raw, "raw", false, "write past the scheduler")
+	f.BoolVar(&cfg.yield, "yield", false, "to the scheduler, now and then")
 	f.BoolVar(&cfg.pin, "pin", false, "worker i on CPU i")
 	f.BoolVar(&cfg.stamps, "stamps", false, "measure stages")
 	if err := f.Parse(args); err != nil {

@@ -28,6 +28,7 @@ type variant struct {
 	args    []string // of the agent or the echo
 	env     []string // of its process
 	log     bool     // the agent's decision log, into a file
+	fanout  bool     // the echo's queue is the packet's CPU's, not its addresses'
 }
 
 // policies is how many the variant's cluster has.
@@ -104,11 +105,19 @@ func tuneVariants(p Params) []variant {
 	tryEcho("batch", "one batch verdict for what is there", "--batch")
 	tryEcho("together", "recvmmsg, and all verdicts in one write", "--together")
 	tryEcho("raw", "writing past Go's scheduler", "--raw")
+	tryEcho("yield", "yielding to Go's scheduler every 2 ms", "--yield")
+	tryEcho("yield-raw", "yielding, and writing past the scheduler", "--yield", "--raw")
 	tryEcho("spin20", "asking for 20 µs before it blocks", "--spin", "20us")
 	tryEcho("spin100", "asking for 100 µs before it blocks", "--spin", "100us")
 	tryEcho("pin", "worker i on CPU i", "--pin")
 	tryEcho("buffer212k", "a receive buffer of 212,992 bytes, the kernel's default", "--read-buffer", "212992")
 	tryEcho("buffer64m", "a receive buffer of 64 MiB", "--read-buffer", strconv.Itoa(64<<20))
+	fanOut := func(name, about string, args ...string) {
+		tryEcho(name, about, args...)
+		all[len(all)-1].fanout = true
+	}
+	fanOut("fanout", "each CPU's packets to one queue (--queue-cpu-fanout)")
+	fanOut("fanout-pin", "the same, and worker i on CPU i", "--pin")
 	for _, n := range []int{1, 4} {
 		all = append(all, variant{name: fmt.Sprint("echo-workers", n), kind: bareEcho, cluster: cluster,
 			about: fmt.Sprintf("the echo, %d queues and workers", n), args: []string{"--queues", strconv.Itoa(n)}})

@@ -40,6 +40,7 @@ type world struct {
 	gate    *lab.Process
 	chains  chainSet
 	pairs   int
+	nice    int
 }
 
 // newWorld makes the lab and puts the variant in place; agent is its binary, self
@@ -50,7 +51,7 @@ func newWorld(ctx context.Context, v variant, p Params, number int, agent, self,
 	if err != nil {
 		return nil, err
 	}
-	w := &world{variant: v, lab: l, self: self, dir: filepath.Join(dir, "manifests"), logFile: filepath.Join(dir, "decisions"), pairs: p.Pairs}
+	w := &world{variant: v, lab: l, self: self, dir: filepath.Join(dir, "manifests"), logFile: filepath.Join(dir, "decisions"), pairs: p.Pairs, nice: p.Nice}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("%s: %w", v.name, err), l.Close())
@@ -104,8 +105,7 @@ func (w *world) install(ctx context.Context, agent string) error {
 
 // startAgent runs the agent until the world is closed, and waits until it is ready.
 func (w *world) startAgent(ctx context.Context, agent string) (err error) {
-	argv := append([]string{"env"}, w.env...)
-	argv = append(argv, agent, "agent", "--manifests", w.dir, "--node", lab.NodeName)
+	argv := append(w.prefix(w.env), agent, "agent", "--manifests", w.dir, "--node", lab.NodeName)
 	if w.log {
 		argv = append(argv, "--decision-log", w.logFile)
 	}
@@ -142,19 +142,29 @@ func (w *world) inheritChains(ctx context.Context, agent string) (err error) {
 	<-w.gate.Done()
 	w.gate, w.args = nil, args
 	if w.kind == conntrackOnly {
-		rules, err := w.lab.Command(ctx, lab.Node, "iptables-save", "-t", "mangle")
-		if err != nil {
+		return w.editRules(ctx, "-j RETURN")
+	}
+	if w.fanout {
+		if err := w.editRules(ctx, "$0 --queue-cpu-fanout"); err != nil {
 			return err
 		}
-		if !toQueue.MatchString(rules) {
-			return fmt.Errorf("the agent's rules lead to no queue: %s", rules)
-		}
-		return w.restore(ctx, toQueue.ReplaceAllString(rules, "-j RETURN"), "iptables-restore")
 	}
 	role := map[kind]string{bareEcho: "echo", callbackEcho: "callback"}[w.kind]
 	queues := min(runtime.NumCPU(), 4) // the agent's own default
 	w.gate, err = w.start(ctx, lab.Node, w.env, role, append([]string{"--queues", fmt.Sprint(queues)}, w.args...)...)
 	return err
+}
+
+// editRules puts something else in place of the rules' way to the queues.
+func (w *world) editRules(ctx context.Context, instead string) error {
+	rules, err := w.lab.Command(ctx, lab.Node, "iptables-save", "-t", "mangle")
+	if err != nil {
+		return err
+	}
+	if !toQueue.MatchString(rules) {
+		return fmt.Errorf("the agent's rules lead to no queue: %s", rules)
+	}
+	return w.restore(ctx, toQueue.ReplaceAllString(rules, instead), "iptables-restore")
 }
 
 // queuesOf finds the number of queues among an echo's arguments, 0 if it isn't there.
@@ -196,8 +206,13 @@ func (w *world) rebuildChains(ctx context.Context) error {
 // command is the command line of a role. The Go runtime of a role never stops a
 // thread in the middle of a system call.
 func (w *world) command(env []string, role string, args ...string) []string {
-	argv := append([]string{"env", "GODEBUG=asyncpreemptoff=1"}, env...)
+	argv := w.prefix(append([]string{"GODEBUG=asyncpreemptoff=1"}, env...))
 	return append(append(argv, w.self, roleWord, role), args...)
+}
+
+// prefix begins the command line of all that is measured.
+func (w *world) prefix(env []string) []string {
+	return append([]string{"nice", "-n", fmt.Sprint(w.nice), "env"}, env...)
 }
 
 // start runs a role that serves until it is ended, and waits until it is ready.
