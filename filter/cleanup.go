@@ -24,7 +24,12 @@ func Cleanup(log *slog.Logger, markBits uint32) error {
 	if err := found.checkUnattended(); err != nil {
 		return err
 	}
-	markBits |= found.markBits()
+	return removeAll(log, markBits|found.markBits())
+}
+
+// removeAll removes everything, whoever listens to the queues: an agent that opens
+// its own gate does so itself, and lets go of them afterwards.
+func removeAll(log *slog.Logger, markBits uint32) error {
 	// Rules first: a set that a rule refers to can't be destroyed.
 	errs := []error{sweepBackend(backendNFT), sweepBackend(backendLegacy)}
 	if err := checkIpset(); err != nil {

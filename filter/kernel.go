@@ -275,5 +275,5 @@ func (k *Kernel) Remove() error {
 	k.ruleLock.Lock()
 	defer k.ruleLock.Unlock()
 	k.installed = map[family]*installed{}
-	return Cleanup(k.log, k.gate.markBits)
+	return removeAll(k.log, k.gate.markBits|inPlace().markBits())
 }
