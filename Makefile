@@ -8,7 +8,7 @@ FUZZTIME ?= 20s
 RUNS ?= 1
 PACKAGES := iptables iproute2 conntrack ipset kmod procps
 
-.PHONY: build image image-twice test manifests control-plane cluster-deps cluster cluster-up cluster-down cluster-test conformance test-api race demo bench fuzz lint fmt deps clean
+.PHONY: build image image-twice test manifests control-plane cluster-deps cluster cluster-up cluster-down cluster-test conformance test-api race demo bench bench-tune bench-smoke bench-micro bench-baseline bench-compare bench-allocs fuzz lint fmt deps clean
 
 build: ## the binary, in the working directory
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o portcullis ./cmd/portcullis
@@ -82,18 +82,38 @@ race: deps ## the same under the race detector, but for what is about timing
 demo: deps build ## a small shop behind the gate, in namespaces (as root)
 	./portcullis demo
 
-bench: ## decode, decide and compile, as a table
-	go test ./bench ./filter ./filter/audit -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT) > bench.out \
-	  || (cat bench.out; exit 1)
+# PROOF_ROUNDS, PROOF_CONNECTS, … (bench/proof/params.go) say how much is measured.
+PROOF = go test -tags proof ./bench/proof -run '^TestProof$$' -count 1 -timeout 60m -v
+bench: deps ## Portcullis beside all else, side by side, into bench/RESULTS.md and bench/plots (as root; minutes)
+	$(PROOF)
+bench-tune: deps ## what was tried on the packet's path, into bench/TUNING.md
+	PROOF_VARIANTS=tune $(PROOF)
+bench-smoke: deps ## that the proof runs; its figures say nothing and are thrown away
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && env PROOF_OUT=$$out PROOF_ROUNDS=1 PROOF_CONNECTS=10 PROOF_DATAGRAMS=10 \
+	  PROOF_FLOOD=20ms PROOF_STREAM=20ms PROOF_CLIENTS=4 PROOF_PAIRS=4 PROOF_PODS=20 PROOF_POLICIES=10,20 PROOF_ON_POD=10 \
+	  PROOF_CHANGES=1 PROOF_REACTIONS=8 PROOF_MICROBENCH=10x $(PROOF)
+
+BENCHMARKS := ./bench ./filter ./filter/audit ./policycache/explain
+MICRO = go test $(BENCHMARKS) -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -count $(BENCHCOUNT)
+bench-micro: ## decode, decide and compile, as a table
+	$(MICRO) > bench.out || (cat bench.out; exit 1)
 	go tool benchstat bench.out
+bench-baseline: ## what bench-compare and bench-allocs compare with, recorded anew
+	$(MICRO) > bench.out || (cat bench.out; exit 1)
+	mv bench.out bench/baseline.txt
+bench-compare: ## the same as a table beside bench/baseline.txt
+	$(MICRO) > bench.out || (cat bench.out; exit 1)
+	go tool benchstat bench/baseline.txt bench.out
+bench-allocs: ## fails if a benchmark allocates more than in bench/baseline.txt
+	BENCHMARKS='$(BENCHMARKS)' go test -tags allocs ./bench -run '^TestAllocs$$' -count 1 -v
 
 fuzz: ## each fuzz target for FUZZTIME
 	@for p in $$(go list ./...); do for f in $$(go test $$p -list '^Fuzz' | grep ^Fuzz); do \
 	  echo "== $$p $$f"; go test $$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) || exit 1; done; done
 
 lint:
-	go vet ./... && go vet -tags apiserver,cluster,conformance ./... && go vet -C deploy/image ./... && go vet -C deploy/cluster ./pause
-	go tool staticcheck -tags apiserver,cluster,conformance ./...
+	go vet ./... && go vet -tags apiserver,cluster,conformance,proof,allocs ./... && go vet -C deploy/image ./... && go vet -C deploy/cluster ./pause
+	go tool staticcheck -tags apiserver,cluster,conformance,proof,allocs ./...
 	@test -z "$$(gofmt -l .)" || (echo "not gofmt'ed:"; gofmt -l .; exit 1)
 
 fmt:

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/florianl/go-nfqueue/v2"
 	"github.com/mdlayher/netlink"
@@ -82,7 +81,8 @@ func (c QueueConfig) complete() (QueueConfig, error) {
 // Queues are bound queues with running workers.
 type Queues struct {
 	workers []*worker
-	conns   []*netlink.Conn
+	conns   []*netlink.Conn // those not handed to their worker yet
+	sockets []int           // those that workers serve
 	table   *kernelTable
 	stop    atomic.Bool
 	running sync.WaitGroup
@@ -115,32 +115,28 @@ func OpenQueues(cfg QueueConfig, engine *verdict.Engine, log *audit.Log, lg *slo
 		q.workers = append(q.workers, newWorker(queue, cfg, engine, log.NewRing(), lg))
 	}
 	q.table = openKernelTable()
-	for i, conn := range q.conns {
-		if err := q.serve(conn, q.workers[i], cfg.CopyRange); err != nil {
-			return nil, errors.Join(fmt.Errorf("queue %d: %w", q.workers[i].queue, err), q.Close())
+	for _, w := range q.workers {
+		conn := q.conns[0]
+		q.conns = q.conns[1:]
+		if err := q.serve(conn, w, cfg.CopyRange); err != nil {
+			return nil, errors.Join(fmt.Errorf("queue %d: %w", w.queue, err), q.Close())
 		}
 	}
 	return q, nil
 }
 
-// serve lets the packets in and starts the worker.
+// serve lets the packets in and starts the worker. The connection is closed: from
+// then on its socket is the worker's.
 func (q *Queues) serve(conn *netlink.Conn, w *worker, copyRange uint32) error {
 	if err := startCopy(conn, w.queue, copyRange); err != nil {
-		return err
+		return errors.Join(err, conn.Close())
 	}
-	raw, err := conn.SyscallConn()
+	fd, err := takeOver(conn)
 	if err != nil {
 		return err
 	}
-	if err := makeBlocking(raw); err != nil {
-		return err
-	}
-	q.running.Go(func() {
-		// Control keeps the descriptor open for as long as the loop runs.
-		if err := raw.Control(func(fd uintptr) { w.loop(int(fd), &q.stop) }); err != nil {
-			w.slog.Error("queue worker didn't start", "queue", w.queue, "error", err)
-		}
-	})
+	q.sockets = append(q.sockets, fd)
+	q.running.Go(func() { w.loop(fd, &q.stop) })
 	return nil
 }
 
@@ -152,10 +148,11 @@ func (q *Queues) Close() error {
 	q.close.Do(func() {
 		q.stop.Store(true)
 		q.running.Wait()
-		for i, conn := range q.conns {
-			if err := conn.Close(); err != nil {
-				q.closed = errors.Join(q.closed, fmt.Errorf("queue %d: %w", q.workers[i].queue, err))
-			}
+		for _, fd := range q.sockets {
+			q.closed = errors.Join(q.closed, unix.Close(fd))
+		}
+		for _, conn := range q.conns {
+			q.closed = errors.Join(q.closed, conn.Close())
 		}
 		q.closed = errors.Join(q.closed, q.table.close())
 	})
@@ -249,21 +246,46 @@ func configMessage(queue uint16, flags netlink.HeaderFlags, attrs ...netlink.Att
 
 func bigEndian32(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
 
-// makeBlocking takes the socket away from Go's poller: a worker has a thread
-// for itself, and a read that blocks there costs one system call for a packet
-// where a poller or a descriptor to be woken by costs two. The time-out is how
-// a worker without packets notices that it is to stop.
-func makeBlocking(raw syscall.RawConn) error {
-	var err error
-	if cerr := raw.Control(func(fd uintptr) {
-		if err = unix.SetNonblock(int(fd), false); err == nil {
-			tv := unix.NsecToTimeval(int64(stopEvery))
-			err = unix.SetsockoptTimeval(int(fd), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
-		}
-	}); cerr != nil {
-		return cerr
+// takeOver takes the socket away from the connection and from Go's poller, and
+// closes the connection. A worker has a thread for itself, and a read that blocks
+// there costs one system call for a packet where a poller costs two.
+//
+// It isn't enough to read past the poller: as long as the poller knows the socket,
+// each packet wakes the thread that waits in it besides the worker's, for nothing.
+// Only closing the descriptor that it knows ends that; the socket lives on under
+// another one.
+func takeOver(conn *netlink.Conn) (int, error) {
+	fd, err := duplicate(conn)
+	if err = errors.Join(err, conn.Close()); err == nil {
+		err = makeBlocking(fd)
 	}
-	return err
+	if err != nil && fd >= 0 {
+		unix.Close(fd)
+	}
+	return fd, err
+}
+
+// duplicate gives another descriptor of the connection's socket, -1 with an error.
+func duplicate(conn *netlink.Conn) (fd int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	cerr := raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(cerr, err); err != nil {
+		return -1, err
+	}
+	return fd, nil
+}
+
+// makeBlocking has reads wait for a packet. The time-out is how a worker without
+// packets notices that it is to stop.
+func makeBlocking(fd int) error {
+	if err := unix.SetNonblock(fd, false); err != nil {
+		return err
+	}
+	tv := unix.NsecToTimeval(int64(stopEvery))
+	return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 }
 
 // explainBind turns a refusal to bind into a line that says what to do.

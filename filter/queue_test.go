@@ -3,18 +3,22 @@ package filter
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"portcullis/filter/audit"
@@ -273,22 +277,60 @@ func TestQueueSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	raw, err := conn.SyscallConn()
+	if !queuePolled(t, conn) {
+		t.Error("Go's poller doesn't know the connection: takeOver isn't needed any more")
+	}
+	fd, err := takeOver(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := makeBlocking(raw); err != nil {
+	defer unix.Close(fd)
+	buffer, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	quiet, _ := unix.GetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS)
+	flags, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if buffer < 20<<20 || quiet != 1 || flags&unix.O_NONBLOCK != 0 {
+		t.Errorf("buffer %d, no-enobufs %d, flags %x", buffer, quiet, flags)
+	}
+	if inPoller(t, fd) {
+		t.Error("each packet wakes Go's poller besides the worker")
+	}
+	if _, bound := queueOwner(5); !bound {
+		t.Error("the queue went with the connection")
+	}
+}
+
+// queuePolled tells whether Go's poller waits for a connection's packets.
+func queuePolled(t *testing.T, conn *netlink.Conn) bool {
+	t.Helper()
+	fd, err := duplicate(conn)
+	if err != nil {
 		t.Fatal(err)
 	}
-	raw.Control(func(fd uintptr) {
-		buffer, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
-		quiet, _ := unix.GetsockoptInt(int(fd), unix.SOL_NETLINK, unix.NETLINK_NO_ENOBUFS)
-		flags, _ := unix.FcntlInt(fd, unix.F_GETFL, 0)
-		if buffer < 20<<20 || quiet != 1 || flags&unix.O_NONBLOCK != 0 {
-			t.Errorf("buffer %d, no-enobufs %d, flags %x", buffer, quiet, flags)
+	defer unix.Close(fd)
+	return inPoller(t, fd)
+}
+
+// inPoller looks for a socket among those that this process' epoll descriptors
+// wait for, by its inode.
+func inPoller(t *testing.T, fd int) bool {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	infos, err := filepath.Glob("/proc/self/fdinfo/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range infos {
+		b, _ := os.ReadFile(info) // some are gone by now
+		for line := range strings.Lines(string(b)) {
+			if strings.HasPrefix(line, "tfd:") && strings.Contains(line+" ", fmt.Sprintf("ino:%x ", st.Ino)) {
+				return true
+			}
 		}
-	})
+	}
+	return false
 }
 
 // A queue of somebody else's is named, and nothing stays bound.

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +24,9 @@ const (
 	pauseAfterError = 10 * time.Millisecond
 	// writeTries is how often a verdict is written before it is given up.
 	writeTries = 3
+	// yieldEvery is how often a worker with packets goes through Go's scheduler: well
+	// before the 10 ms after which it counts as one that doesn't let others run.
+	yieldEvery = 2 * time.Millisecond
 )
 
 // worker serves one queue: it reads a packet, judges it, writes the verdict,
@@ -58,11 +62,18 @@ func newWorker(queue uint16, cfg QueueConfig, engine *verdict.Engine, ring *audi
 	}
 }
 
-// loop serves the queue on a thread of its own until stop is set. No error ends
-// it: a gate that nobody serves is shut for everybody.
+// loop serves the queue until stop is set. No error ends it: a gate that nobody
+// serves is shut for everybody.
+//
+// It has a thread for itself by never leaving it, and yields between packets, when
+// the verdict is out. A goroutine that only goes from one system call to the next
+// never passes the scheduler; after 10 ms Go's monitor thread takes it for one that
+// hogs its processor, looks every 20 µs whether it is in a system call, and takes
+// the processor away if so: a wake-up of another thread, and a search for another
+// processor, for nearly each packet. On a locked thread yielding would cost two
+// changes of threads.
 func (w *worker) loop(fd int, stop *atomic.Bool) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	yielded := time.Now()
 	for !stop.Load() {
 		// Only the kernel can be the sender: for this netlink protocol a
 		// process may address another's socket with CAP_NET_ADMIN only.
@@ -73,6 +84,10 @@ func (w *worker) loop(fd int, stop *atomic.Bool) {
 			continue
 		}
 		w.datagram(fd, w.buf[:n], received)
+		if received.Sub(yielded) > yieldEvery {
+			runtime.Gosched()
+			yielded = received
+		}
 	}
 }
 
@@ -172,13 +187,24 @@ func (w *worker) answer(fd int, msg []byte) {
 	w.answered = true
 	var err error
 	for range writeTries {
-		if _, err = unix.Write(fd, msg); err == nil {
+		if err = writeVerdict(fd, msg); err == nil {
 			return
 		}
 	}
 	if w.count.verdictErrors.Add(1) == 1 {
 		w.slog.Error("writing a verdict fails; said once, see the metrics", "queue", w.queue, "error", err)
 	}
+}
+
+// writeVerdict writes without telling Go's scheduler, which would take the write for
+// a call that may block, and could take the processor away meanwhile. It never
+// blocks: the kernel takes the verdict, and sends the packet on, within the call.
+func writeVerdict(fd int, msg []byte) error {
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(msg))), uintptr(len(msg)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // rescue keeps a panic over one packet from ending the worker or opening the
