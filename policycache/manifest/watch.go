@@ -23,7 +23,10 @@ const (
 	// a file that is written in several steps is read once, and whole.
 	quiet = 20 * time.Millisecond
 	// patience is how long after the first event it is read at the latest.
-	patience = 200 * time.Millisecond
+	patience = 40 * time.Millisecond
+	// settled is how old a file must be when it is read for its time to tell a later
+	// write: longer than the coarsest clock of a file system.
+	settled = 2 * time.Second
 	// retry is the interval of looking where no events come: the directory is
 	// gone, or can't be watched.
 	retry = time.Second
@@ -50,6 +53,7 @@ type Watcher struct {
 	warned   map[doubled]bool
 	dirError string
 	failed   uint64
+	reads    int // files read, for tests
 
 	mu     sync.Mutex
 	status Status
@@ -64,6 +68,9 @@ type file struct {
 	decoded bool
 	// err is what is wrong with the file now, in one line, or "".
 	err string
+	// info is of the file as it was last read; nil if what may have been written
+	// since wouldn't show in it.
+	info os.FileInfo
 }
 
 // Status is how a Watcher is doing.
@@ -216,9 +223,21 @@ func beingWritten(path string, now time.Time) bool {
 	return age >= 0 && age < quiet
 }
 
+// unchanged tells whether a file is, by all that its inode says, the one that was
+// read.
+func (f *file) unchanged(now os.FileInfo) bool {
+	return f.info != nil && os.SameFile(f.info, now) && f.info.Size() == now.Size() && f.info.ModTime().Equal(now.ModTime())
+}
+
 // load reads one file, if its content isn't the one last read.
 func (w *Watcher) load(name, path string) {
 	f := w.files[name]
+	info, err := os.Stat(path)
+	if err == nil && f.decoded && f.unchanged(info) {
+		return
+	}
+	f.info = nil
+	w.reads++
 	data, err := os.ReadFile(path)
 	if err != nil {
 		f.decoded = false
@@ -226,6 +245,9 @@ func (w *Watcher) load(name, path string) {
 			w.fileFailed(name, f, text)
 		}
 		return
+	}
+	if info != nil && time.Since(info.ModTime()) > settled {
+		f.info = info
 	}
 	sum := sha256.Sum256(data)
 	if f.decoded && sum == f.sum {
