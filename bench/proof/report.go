@@ -142,7 +142,7 @@ func (r *Results) sayFigures(t *text) {
 		{"connect p50 µs", connectP50}, {"connect p99 µs", connectP99},
 		{"conns/s, 1 client, 1 pair", floodFigure(1, 1)}, {fmt.Sprintf("1 client, %d pairs", p.Pairs), floodFigure(1, p.Pairs)},
 		{fmt.Sprintf("%d clients, 1 pair", p.Clients), floodFigure(p.Clients, 1)}, {fmt.Sprintf("%d clients, %d pairs", p.Clients, p.Pairs), floodFigure(p.Clients, p.Pairs)},
-		{"UDP first packet p50 µs", firstP50}, {"p99 µs", firstP99}, {"stream Gbit/s", streamRate}, {"failed", failures},
+		{"UDP first packet p50 µs", firstP50}, {"p99 µs", firstP99}, {"stream Gbit/s", streamRate}, {"failed", failures}, {"SYNs sent again", resent},
 	}
 	head := []string{"variant"}
 	for _, c := range columns {

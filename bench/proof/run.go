@@ -116,8 +116,8 @@ func (r *run) measureRounds(ctx context.Context) error {
 			}
 			r.rounds[w.name] = append(r.rounds[w.name], f)
 			r.connects[w.name] = append(r.connects[w.name], connects...)
-			r.say("round %d  %-24s connect p50 %6.1f µs  p99 %7.1f µs  %6.0f/s  failed %.0f", round+1, w.name,
-				f[connectP50], f[connectP99], f[floodFigure(r.Params.Clients, 1)], f[failures])
+			r.say("round %d  %-24s connect p50 %6.1f µs  p99 %7.1f µs  %6.0f/s  failed %.0f, SYNs sent again %.0f", round+1, w.name,
+				f[connectP50], f[connectP99], f[floodFigure(r.Params.Clients, 1)], f[failures], f[resent])
 		}
 	}
 	return nil

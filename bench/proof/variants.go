@@ -118,6 +118,8 @@ func tuneVariants(p Params) []variant {
 	}
 	fanOut("fanout", "each CPU's packets to one queue (--queue-cpu-fanout)")
 	fanOut("fanout-pin", "the same, and worker i on CPU i", "--pin")
+	fanOut("fanout-pin-yield", "the same, yielding every 2 ms on its locked thread", "--pin", "--yield")
+	fanOut("fanout-pin-together", "pinned so, with recvmmsg and all verdicts in one write", "--pin", "--together")
 	for _, n := range []int{1, 4} {
 		all = append(all, variant{name: fmt.Sprint("echo-workers", n), kind: bareEcho, cluster: cluster,
 			about: fmt.Sprintf("the echo, %d queues and workers", n), args: []string{"--queues", strconv.Itoa(n)}})

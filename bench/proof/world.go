@@ -75,14 +75,21 @@ func (w *world) wire(ctx context.Context) error {
 		return err
 	}
 	// As many ports as there are, since each connection takes a new one.
-	err := w.lab.Do(clientHost, func() error {
-		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("10000 65535"), 0)
-	})
-	if err != nil {
+	if err := w.sysctl(clientHost, "ipv4/ip_local_port_range", "10000 65535"); err != nil {
 		return err
 	}
-	_, err = w.start(ctx, serverHost, nil, "serve")
+	for _, key := range []string{"core/somaxconn", "ipv4/tcp_max_syn_backlog"} {
+		if err := w.sysctl(serverHost, key, fmt.Sprint(backlog)); err != nil {
+			return err
+		}
+	}
+	_, err := w.start(ctx, serverHost, nil, "serve")
 	return err
+}
+
+// sysctl writes a setting of a namespace, by its path below /proc/sys/net.
+func (w *world) sysctl(who, key, value string) error {
+	return w.lab.Do(who, func() error { return os.WriteFile("/proc/sys/net/"+key, []byte(value), 0) })
 }
 
 // install puts what the variant is into the node.
