@@ -81,7 +81,11 @@ while a variant is measured the processes of the others are stopped. Loads, serv
 echoes and the agent are processes of their own.
 
 - (b), (c) and (d) have the chains that the agent itself has put in place, with ten
-  policies, before it was killed. In (b) the two NFQUEUE rules return.
+  policies, before it was killed. In (b) the two NFQUEUE rules return. In (c) and (d)
+  packets are spread over the queues by their addresses and the readers go wherever
+  the scheduler puts them; Portcullis has each CPU's packets read on that CPU, which
+  is why it may well be faster than the echo. ` + "`make bench-tune`" + ` has an echo that
+  does the same (echo-fanout-pin).
 - (c) answers NF_ACCEPT. Portcullis answers with a mark and NF_REPEAT, which costs the
   kernel more; the difference is Portcullis', and is in (e) − (c).
 - Of the policies on the pod only the last admits the clients; each other one admits

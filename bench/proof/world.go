@@ -130,7 +130,7 @@ func (w *world) startAgent(ctx context.Context, agent string) (err error) {
 	})
 }
 
-var toQueue = regexp.MustCompile(`-j NFQUEUE .*`)
+var toQueue = regexp.MustCompile(`(-j NFQUEUE .*?)( --queue-cpu-fanout)?(?m:$)`)
 
 // inheritChains lets the agent put its chains and sets in place, ends it hard, so
 // that they stay, and puts the variant's own in its place.
@@ -151,8 +151,8 @@ func (w *world) inheritChains(ctx context.Context, agent string) (err error) {
 	if w.kind == conntrackOnly {
 		return w.editRules(ctx, "-j RETURN")
 	}
-	if w.fanout {
-		if err := w.editRules(ctx, "$0 --queue-cpu-fanout"); err != nil {
+	if !w.fanout {
+		if err := w.editRules(ctx, "$1"); err != nil {
 			return err
 		}
 	}
