@@ -166,11 +166,16 @@ func (r *Results) sayRatios(t *text) {
 	var rows [][]string
 	for _, v := range r.variants {
 		if v.kind == agentKind {
-			rows = append(rows, []string{"`" + v.name + "`", summarize(r.ratio(v.name, echoName, connectP50)).String(), summarize(r.ratio(v.name, none, connectP50)).String(),
-				summarize(r.ratio(v.name, echoName, many)).String(), summarize(r.ratio(v.name, none, many)).String()})
+			row := []string{"`" + v.name + "`"}
+			for _, what := range []figure{connectP50, many} {
+				for _, under := range []string{echoName, pinnedName, none} {
+					row = append(row, summarize(r.ratio(v.name, under, what)).String())
+				}
+			}
+			rows = append(rows, row)
 		}
 	}
-	t.table([]string{"variant", "connect p50, e/c", "e/a", string(many) + ", e/c", "e/a"}, rows)
+	t.table([]string{"variant", "connect p50, e/c", "e/c′", "e/a", string(many) + ", e/c", "e/c′", "e/a"}, rows)
 	rows = nil
 	for _, n := range r.Params.OnPod {
 		e := onPodName(n)

@@ -160,7 +160,7 @@ func (r *run) measureReactions(ctx context.Context) error {
 
 // measureBudget looks into the echo, and into the agent by its microbenchmarks.
 func (r *run) measureBudget(ctx context.Context) (err error) {
-	if w := r.world(echoName); w != nil {
+	if w := r.world(pinnedName); w != nil {
 		if r.stages, r.staged, err = w.measureStages(ctx, r.Params); err != nil {
 			return fmt.Errorf("stages: %w", err)
 		}

@@ -40,10 +40,11 @@ const onPodAlways = 10
 
 // The variants that targets and ratios speak of.
 const (
-	none      = "none"
-	conntrack = "conntrack"
-	echoName  = "echo"
-	callback  = "callback"
+	none       = "none"
+	conntrack  = "conntrack"
+	echoName   = "echo"
+	pinnedName = "echo-pinned"
+	callback   = "callback"
 )
 
 func agentName(policies int) string  { return fmt.Sprint("portcullis-", policies) }
@@ -60,6 +61,7 @@ func proofVariants(p Params) []variant {
 		{name: none, kind: noFilter, about: "(a) no rules at all"},
 		{name: conntrack, kind: conntrackOnly, about: "(b) the agent's chains with RETURN in place of NFQUEUE", cluster: plain},
 		{name: echoName, kind: bareEcho, about: "(c) the agent's chains, and a bare loop that accepts", cluster: plain},
+		{name: pinnedName, kind: bareEcho, about: "(c′) the same loop, each CPU's packets read on that CPU, as Portcullis does", cluster: plain, args: []string{"--pin"}, fanout: true},
 		{name: callback, kind: callbackEcho, about: "(d) the same by go-nfqueue's callback", cluster: plain},
 	}
 	spread := func(policies int) clusterSpec {

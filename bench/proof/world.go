@@ -157,9 +157,13 @@ func (w *world) inheritChains(ctx context.Context, agent string) (err error) {
 		}
 	}
 	role := map[kind]string{bareEcho: "echo", callbackEcho: "callback"}[w.kind]
-	queues := min(runtime.NumCPU(), 4) // the agent's own default
-	w.gate, err = w.start(ctx, lab.Node, w.env, role, append([]string{"--queues", fmt.Sprint(queues)}, w.args...)...)
+	w.gate, err = w.start(ctx, lab.Node, w.env, role, w.queueArgs()...)
 	return err
+}
+
+// queueArgs are an echo's arguments: as many queues as the agent has unless told.
+func (w *world) queueArgs() []string {
+	return append([]string{"--queues", fmt.Sprint(min(runtime.NumCPU(), 4))}, w.args...)
 }
 
 // editRules puts something else in place of the rules' way to the queues.
