@@ -111,10 +111,11 @@ func (g gate) forwardRules(fam family) [][]string {
 	return rules
 }
 
-// queueFlags spreads packets over the queues by their two addresses, whatever
-// the direction (the kernel's nfqueue_hash), so that a pair of pods stays with
-// one worker and its cache. With --queue-cpu-fanout it would not. With
-// --queue-bypass a queue that nobody listens to lets everything through.
+// queueFlags spreads packets over the queues by the CPU that they are on, whose
+// worker is there too (see pin): to wake a thread on another CPU takes as long as
+// all else that the queue costs. A pair of pods is so in several workers' caches,
+// which is cheap beside that. With --queue-bypass a queue that nobody listens to
+// lets everything through.
 func (g gate) queueFlags() string {
 	flags := fmt.Sprintf("--queue-num %d", g.queueBase)
 	if g.queues > 1 {
@@ -122,6 +123,9 @@ func (g gate) queueFlags() string {
 	}
 	if g.failOpen {
 		flags += " --queue-bypass"
+	}
+	if g.queues > 1 {
+		flags += " --queue-cpu-fanout"
 	}
 	return flags
 }

@@ -26,8 +26,8 @@ const kernelWant4 = `-P PREROUTING ACCEPT
 -A PORTCULLIS-FWD-1 -m addrtype --src-type LOCAL -m set --match-set portcullis-4 dst -j DROP
 -A PORTCULLIS-FWD-1 -m conntrack --ctstate INVALID -m set --match-set portcullis-4 src -j DROP
 -A PORTCULLIS-FWD-1 -m conntrack --ctstate INVALID -m set --match-set portcullis-4 dst -j DROP
--A PORTCULLIS-FWD-1 -m set --match-set portcullis-4 src -j NFQUEUE --queue-balance 100:103
--A PORTCULLIS-FWD-1 -m set --match-set portcullis-4 dst -j NFQUEUE --queue-balance 100:103
+-A PORTCULLIS-FWD-1 -m set --match-set portcullis-4 src -j NFQUEUE --queue-balance 100:103 --queue-cpu-fanout
+-A PORTCULLIS-FWD-1 -m set --match-set portcullis-4 dst -j NFQUEUE --queue-balance 100:103 --queue-cpu-fanout
 -A PORTCULLIS-POST-1 -m mark --mark 0x1000/0x1000 -j CONNMARK --save-mark --nfmask 0x1000 --ctmask 0x1000
 -A PORTCULLIS-POST-1 -m mark --mark 0x1000/0x1000 -j MARK --set-xmark 0x0/0x1000
 `
@@ -70,7 +70,7 @@ func TestRulesByConfig(t *testing.T) {
 	}{
 		{"one queue", gate{7, 1, false, 0x3000}, "NFQUEUE --queue-num 7"},
 		{"one queue, fail-open", gate{7, 1, true, 0x3000}, "NFQUEUE --queue-num 7 --queue-bypass"},
-		{"four queues, fail-open", gate{7, 4, true, 0x3000}, "NFQUEUE --queue-balance 7:10 --queue-bypass"},
+		{"four queues, fail-open", gate{7, 4, true, 0x3000}, "NFQUEUE --queue-balance 7:10 --queue-bypass --queue-cpu-fanout"},
 		{"other accepted mark", gate{7, 1, false, 0x80000001}, "connmark --mark 0x1/0x1 -j RETURN"},
 		{"other revoked mark", gate{7, 1, false, 0x80000001}, "connmark --mark 0x80000000/0x80000000 -j DROP"},
 	} {

@@ -33,7 +33,8 @@ type echoConfig struct {
 	together bool
 	// raw writes past Go's bookkeeping of system calls.
 	raw bool
-	// yield goes through Go's scheduler now and then, on a thread that isn't locked,
+	// yield goes through Go's scheduler now and then, on a thread that isn't locked
+	// (unless it is pinned),
 	// which keeps Go from taking the worker for one that hogs its processor: after
 	// 10 ms without, its monitor looks every 20 µs whether it can take it away.
 	yield bool
@@ -142,7 +143,7 @@ func (w *echoWorker) bind(buffer int) error {
 
 // run takes the socket away from Go's poller and serves it for good.
 func (w *echoWorker) run(number int) {
-	if !w.cfg.yield {
+	if !w.cfg.yield || w.cfg.pin {
 		runtime.LockOSThread()
 	}
 	if w.cfg.pin {

@@ -18,10 +18,11 @@ func (r *Results) sayBudget(t *text) {
 	t.table([]string{"part", "µs", "from"}, [][]string{
 		{"the connection itself, both ends' sockets and all forwarding", r.summary(none, connectP50).String(), "(a)"},
 		{"conntrack and the chain", summarize(r.extra0(conntrack, none)).String(), "(b) − (a)"},
-		{"queue: enqueue, wake-up, read, verdict, reinject", summarize(r.extra(echoName)).String(), "(c) − (b)"},
-		{"Portcullis beyond the bare echo", summarize(r.extra0(e, echoName)).String(), "(e) − (c)"},
+		{"queue: enqueue, wake-up, read, verdict, reinject", summarize(r.extra(pinnedName)).String(), "(c′) − (b)"},
+		{"Portcullis beyond the echo", summarize(r.extra0(e, pinnedName)).String(), "(e) − (c′)"},
+		{"what reading elsewhere than on the packet's CPU would cost", summarize(r.extra0(echoName, pinnedName)).String(), "(c) − (c′)"},
 	})
-	t.say("Inside the queue's part, by the clock of an echo that stamps each step (its connects took %s µs at the median, clock and stamps included):", of(staged))
+	t.say("Inside the queue's part, by the clock of a (c′) that stamps each step (its connects took %s µs at the median, clock and stamps included):", of(staged))
 	t.table([]string{"step", "p50 µs", "p99 µs"}, [][]string{
 		{"arrival at the node's interface → in the reader's hands: routing, conntrack, chain, netlink message, **wake-up**, read", of(arrive), number(percentile(arrive, 0.99))},
 		{"the reader: finding the id, filling in the verdict", of(handle), number(percentile(handle, 0.99))},
@@ -58,9 +59,9 @@ func budgetPart(name string) string {
 // sayShare says what share is ours, measured two ways, and what would take it away.
 func (r *Results) sayShare(t *text, e string) {
 	whole := r.summary(e, connectP50).median
-	ours := summarize(r.extra0(e, echoName)).median
+	ours := summarize(r.extra0(e, pinnedName)).median
 	logged := r.summary(logName, logAllow).median
-	t.say("Ours, measured from outside, (e) − (c): %s µs of %s, %s %%. Part of that is the kernel's, asked for by us: the mark, the second way through the hook (NF_REPEAT) and the rules that save the mark, which the echo doesn't ask for (`make bench-tune`: echo-again).",
+	t.say("Ours, measured from outside, (e) − (c′): %s µs of %s, %s %%. Part of that is the kernel's, asked for by us: the mark, the second way through the hook (NF_REPEAT) and the rules that save the mark, which the echo doesn't ask for (`make bench-tune`: echo-again).",
 		number(ours), number(whole), number(100*ours/whole))
 	t.say("\nOurs, measured from inside, the decision log's time from reading a packet to its verdict: %s µs, %s %%.", number(logged), number(100*logged/whole))
 	t.say("\nWhat would take the rest away isn't in this process: the wake-up and the two system calls are NFQUEUE's price, and go only with the queue, that is with verdicts in the kernel (an nftables map or an eBPF program that the compiled policy is loaded into), at the price of saying why.")
@@ -81,9 +82,12 @@ while a variant is measured the processes of the others are stopped. Loads, serv
 echoes and the agent are processes of their own.
 
 - (b), (c) and (d) have the chains that the agent itself has put in place, with ten
-  policies, before it was killed. In (b) the two NFQUEUE rules return.
+  policies, before it was killed. In (b) the two NFQUEUE rules return. In (c) and (d)
+  packets are spread over the queues by their addresses and the readers go wherever
+  the scheduler puts them; Portcullis has each CPU's packets read on that CPU, which
+  is why it may well be faster than the echo. (c′) is an echo that does the same.
 - (c) answers NF_ACCEPT. Portcullis answers with a mark and NF_REPEAT, which costs the
-  kernel more; the difference is Portcullis', and is in (e) − (c).
+  kernel more; the difference is Portcullis', and is in (e) − (c′).
 - Of the policies on the pod only the last admits the clients; each other one admits
   another pod's address to one port. So chains are walked to their end, which is the
   worst case for (f); half of it would be the mean.

@@ -105,7 +105,7 @@ func (w *world) measureStages(ctx context.Context, p Params) (s stages, connects
 		return s, nil, err
 	}
 	<-w.gate.Done()
-	if w.gate, err = w.start(ctx, lab.Node, w.env, "echo", "--queues", "2", "--stamps"); err != nil {
+	if w.gate, err = w.start(ctx, lab.Node, w.env, "echo", append(w.queueArgs(), "--stamps")...); err != nil {
 		return s, nil, err
 	}
 	f := found{}

@@ -28,9 +28,14 @@ type load struct {
 	LatencyNs []int64 // of each connection, in order
 	Count     int     // connections or datagrams that succeeded
 	Failed    int
+	Resent    int // connections of which a SYN was lost and sent again
 	ElapsedNs int64
 	Bytes     int64
 }
+
+// resentAfter is more than a connect takes without, and less than the second after
+// which a SYN is sent again.
+const resentAfter = 800 * time.Millisecond
 
 // pair is a client's address and the server's that it talks to.
 type pair struct{ from, to netip.Addr }
@@ -65,6 +70,12 @@ func connectAll(pairs []pair, clients int, stop stopAt, keep bool) load {
 					r.Failed++
 					continue
 				}
+				if took > resentAfter {
+					r.Resent++
+				}
+				if stop.after > 0 && time.Since(start) > stop.after {
+					continue // too late to count
+				}
 				r.Count++
 				if keep {
 					r.LatencyNs = append(r.LatencyNs, int64(took))
@@ -74,9 +85,15 @@ func connectAll(pairs []pair, clients int, stop stopAt, keep bool) load {
 	}
 	all.Wait()
 	total := load{ElapsedNs: int64(time.Since(start))}
+	if stop.after > 0 {
+		// A client that waits for its last connection must not make all others' time
+		// longer.
+		total.ElapsedNs = int64(stop.after)
+	}
 	for _, r := range results {
 		total.Count += r.Count
 		total.Failed += r.Failed
+		total.Resent += r.Resent
 		total.LatencyNs = append(total.LatencyNs, r.LatencyNs...)
 	}
 	return total

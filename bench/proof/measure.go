@@ -28,6 +28,7 @@ const (
 	logAllow   figure = "log latency, allow p50"
 	logDeny    figure = "log latency, deny p50"
 	failures   figure = "failed"
+	resent     figure = "SYNs sent again"
 )
 
 // floodFigure is connections per second of clients at once over pairs of pods.
@@ -90,6 +91,7 @@ func (w *world) connects(ctx context.Context, p Params, f found) ([]float64, err
 			return nil, err
 		}
 		f[failures] += float64(r.Failed)
+		f[resent] += float64(r.Resent)
 		all = append(all, r.LatencyNs...)
 	}
 	sorted := micros(all)
@@ -119,6 +121,7 @@ func (w *world) floods(ctx context.Context, p Params, f found) error {
 				return err
 			}
 			f[failures] += float64(r.Failed)
+			f[resent] += float64(r.Resent)
 			f[floodFigure(clients, pairs)] = float64(r.Count) / (float64(r.ElapsedNs) / 1e9)
 		}
 	}

@@ -33,7 +33,7 @@ type Params struct {
 // variables such as PROOF_ROUNDS. A variable that is no parameter is an error.
 func ParamsFromEnv() (Params, error) {
 	p := Params{
-		Rounds: 5, Connects: 1000, Datagrams: 300, Flood: 300 * time.Millisecond, Stream: 300 * time.Millisecond,
+		Rounds: 5, Connects: 1000, Datagrams: 300, Flood: 300 * time.Millisecond, Stream: 500 * time.Millisecond,
 		Clients: 32, Pairs: 50, Pods: 10_000, Policies: []int{10, 1_000, 10_000}, OnPod: []int{10, 100, 1_000},
 		Changes: 3, Rate: 50, Reactions: 300, Variants: "all", Microbench: "0.2s",
 	}

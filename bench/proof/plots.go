@@ -38,6 +38,7 @@ var (
 	sky     = color.RGBA{R: 86, G: 180, B: 233, A: 255}
 	green   = color.RGBA{R: 0, G: 158, B: 115, A: 255}
 	orange  = color.RGBA{R: 230, G: 159, B: 0, A: 255}
+	yellow  = color.RGBA{R: 214, G: 200, B: 30, A: 255}
 	vermil  = color.RGBA{R: 213, G: 94, B: 0, A: 255}
 	magenta = color.RGBA{R: 204, G: 121, B: 167, A: 255}
 )
@@ -166,7 +167,7 @@ func (r *Results) latencySeries() (all []series) {
 	for _, level := range []struct {
 		variant, name string
 		color         color.Color
-	}{{none, "no filter", gray}, {conntrack, "conntrack only", black}, {echoName, "bare NFQUEUE echo", orange}, {callback, "go-nfqueue callback echo", magenta}} {
+	}{{none, "no filter", gray}, {conntrack, "conntrack only", black}, {echoName, "bare NFQUEUE echo", orange}, {pinnedName, "the same, read on the packet's CPU", yellow}, {callback, "go-nfqueue callback echo", magenta}} {
 		if len(r.rounds[level.variant]) > 0 {
 			y := r.summary(level.variant, connectP50).median
 			all = append(all, series{level.name, plotter.XYs{{X: low, Y: y}, {X: high, Y: y}}, level.color, true})
@@ -225,7 +226,7 @@ func (r *Results) cdfSeries() (all []series) {
 		variant string
 		color   color.Color
 	}{
-		{none, gray}, {conntrack, black}, {echoName, orange}, {callback, magenta},
+		{none, gray}, {conntrack, black}, {echoName, orange}, {pinnedName, yellow}, {callback, magenta},
 		{agentName(r.Params.Policies[0]), blue}, {largest(agentName, r.Params.Policies), sky}, {largest(chainsName, r.Params.OnPod), vermil},
 	} {
 		sorted := slices.Sorted(slices.Values(r.connects[s.variant]))

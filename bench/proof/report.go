@@ -142,7 +142,7 @@ func (r *Results) sayFigures(t *text) {
 		{"connect p50 µs", connectP50}, {"connect p99 µs", connectP99},
 		{"conns/s, 1 client, 1 pair", floodFigure(1, 1)}, {fmt.Sprintf("1 client, %d pairs", p.Pairs), floodFigure(1, p.Pairs)},
 		{fmt.Sprintf("%d clients, 1 pair", p.Clients), floodFigure(p.Clients, 1)}, {fmt.Sprintf("%d clients, %d pairs", p.Clients, p.Pairs), floodFigure(p.Clients, p.Pairs)},
-		{"UDP first packet p50 µs", firstP50}, {"p99 µs", firstP99}, {"stream Gbit/s", streamRate}, {"failed", failures},
+		{"UDP first packet p50 µs", firstP50}, {"p99 µs", firstP99}, {"stream Gbit/s", streamRate}, {"failed", failures}, {"SYNs sent again", resent},
 	}
 	head := []string{"variant"}
 	for _, c := range columns {
@@ -166,11 +166,16 @@ func (r *Results) sayRatios(t *text) {
 	var rows [][]string
 	for _, v := range r.variants {
 		if v.kind == agentKind {
-			rows = append(rows, []string{"`" + v.name + "`", summarize(r.ratio(v.name, echoName, connectP50)).String(), summarize(r.ratio(v.name, none, connectP50)).String(),
-				summarize(r.ratio(v.name, echoName, many)).String(), summarize(r.ratio(v.name, none, many)).String()})
+			row := []string{"`" + v.name + "`"}
+			for _, what := range []figure{connectP50, many} {
+				for _, under := range []string{echoName, pinnedName, none} {
+					row = append(row, summarize(r.ratio(v.name, under, what)).String())
+				}
+			}
+			rows = append(rows, row)
 		}
 	}
-	t.table([]string{"variant", "connect p50, e/c", "e/a", string(many) + ", e/c", "e/a"}, rows)
+	t.table([]string{"variant", "connect p50, e/c", "e/c′", "e/a", string(many) + ", e/c", "e/c′", "e/a"}, rows)
 	rows = nil
 	for _, n := range r.Params.OnPod {
 		e := onPodName(n)

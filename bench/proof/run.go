@@ -116,8 +116,8 @@ func (r *run) measureRounds(ctx context.Context) error {
 			}
 			r.rounds[w.name] = append(r.rounds[w.name], f)
 			r.connects[w.name] = append(r.connects[w.name], connects...)
-			r.say("round %d  %-24s connect p50 %6.1f µs  p99 %7.1f µs  %6.0f/s  failed %.0f", round+1, w.name,
-				f[connectP50], f[connectP99], f[floodFigure(r.Params.Clients, 1)], f[failures])
+			r.say("round %d  %-24s connect p50 %6.1f µs  p99 %7.1f µs  %6.0f/s  failed %.0f, SYNs sent again %.0f", round+1, w.name,
+				f[connectP50], f[connectP99], f[floodFigure(r.Params.Clients, 1)], f[failures], f[resent])
 		}
 	}
 	return nil
@@ -160,7 +160,7 @@ func (r *run) measureReactions(ctx context.Context) error {
 
 // measureBudget looks into the echo, and into the agent by its microbenchmarks.
 func (r *run) measureBudget(ctx context.Context) (err error) {
-	if w := r.world(echoName); w != nil {
+	if w := r.world(pinnedName); w != nil {
 		if r.stages, r.staged, err = w.measureStages(ctx, r.Params); err != nil {
 			return fmt.Errorf("stages: %w", err)
 		}

@@ -14,6 +14,10 @@ func nativeUint64(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 // acceptThreads is how many threads take connections.
 const acceptThreads = 2
 
+// backlog has room for all connections of a flood: a client that resets its
+// connection leaves it there until it is taken, and a full backlog drops SYNs.
+const backlog = 1 << 16
+
 // serve answers on the measured ports, on all of the namespace's addresses, until
 // the process is killed.
 func serve() error {
@@ -57,7 +61,7 @@ func listen(kind, port int) (int, error) {
 	}
 	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, &unix.SockaddrInet4{Port: port}))
 	if err == nil && kind == unix.SOCK_STREAM {
-		err = unix.Listen(fd, 4096)
+		err = unix.Listen(fd, backlog)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("listen on port %d: %w", port, err)

@@ -40,10 +40,11 @@ const onPodAlways = 10
 
 // The variants that targets and ratios speak of.
 const (
-	none      = "none"
-	conntrack = "conntrack"
-	echoName  = "echo"
-	callback  = "callback"
+	none       = "none"
+	conntrack  = "conntrack"
+	echoName   = "echo"
+	pinnedName = "echo-pinned"
+	callback   = "callback"
 )
 
 func agentName(policies int) string  { return fmt.Sprint("portcullis-", policies) }
@@ -60,6 +61,7 @@ func proofVariants(p Params) []variant {
 		{name: none, kind: noFilter, about: "(a) no rules at all"},
 		{name: conntrack, kind: conntrackOnly, about: "(b) the agent's chains with RETURN in place of NFQUEUE", cluster: plain},
 		{name: echoName, kind: bareEcho, about: "(c) the agent's chains, and a bare loop that accepts", cluster: plain},
+		{name: pinnedName, kind: bareEcho, about: "(c′) the same loop, each CPU's packets read on that CPU, as Portcullis does", cluster: plain, args: []string{"--pin"}, fanout: true},
 		{name: callback, kind: callbackEcho, about: "(d) the same by go-nfqueue's callback", cluster: plain},
 	}
 	spread := func(policies int) clusterSpec {
@@ -118,6 +120,8 @@ func tuneVariants(p Params) []variant {
 	}
 	fanOut("fanout", "each CPU's packets to one queue (--queue-cpu-fanout)")
 	fanOut("fanout-pin", "the same, and worker i on CPU i", "--pin")
+	fanOut("fanout-pin-yield", "the same, yielding every 2 ms on its locked thread", "--pin", "--yield")
+	fanOut("fanout-pin-together", "pinned so, with recvmmsg and all verdicts in one write", "--pin", "--together")
 	for _, n := range []int{1, 4} {
 		all = append(all, variant{name: fmt.Sprint("echo-workers", n), kind: bareEcho, cluster: cluster,
 			about: fmt.Sprintf("the echo, %d queues and workers", n), args: []string{"--queues", strconv.Itoa(n)}})

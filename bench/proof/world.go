@@ -75,14 +75,21 @@ func (w *world) wire(ctx context.Context) error {
 		return err
 	}
 	// As many ports as there are, since each connection takes a new one.
-	err := w.lab.Do(clientHost, func() error {
-		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("10000 65535"), 0)
-	})
-	if err != nil {
+	if err := w.sysctl(clientHost, "ipv4/ip_local_port_range", "10000 65535"); err != nil {
 		return err
 	}
-	_, err = w.start(ctx, serverHost, nil, "serve")
+	for _, key := range []string{"core/somaxconn", "ipv4/tcp_max_syn_backlog"} {
+		if err := w.sysctl(serverHost, key, fmt.Sprint(backlog)); err != nil {
+			return err
+		}
+	}
+	_, err := w.start(ctx, serverHost, nil, "serve")
 	return err
+}
+
+// sysctl writes a setting of a namespace, by its path below /proc/sys/net.
+func (w *world) sysctl(who, key, value string) error {
+	return w.lab.Do(who, func() error { return os.WriteFile("/proc/sys/net/"+key, []byte(value), 0) })
 }
 
 // install puts what the variant is into the node.
@@ -123,7 +130,7 @@ func (w *world) startAgent(ctx context.Context, agent string) (err error) {
 	})
 }
 
-var toQueue = regexp.MustCompile(`-j NFQUEUE .*`)
+var toQueue = regexp.MustCompile(`(-j NFQUEUE .*?)( --queue-cpu-fanout)?(?m:$)`)
 
 // inheritChains lets the agent put its chains and sets in place, ends it hard, so
 // that they stay, and puts the variant's own in its place.
@@ -144,15 +151,19 @@ func (w *world) inheritChains(ctx context.Context, agent string) (err error) {
 	if w.kind == conntrackOnly {
 		return w.editRules(ctx, "-j RETURN")
 	}
-	if w.fanout {
-		if err := w.editRules(ctx, "$0 --queue-cpu-fanout"); err != nil {
+	if !w.fanout {
+		if err := w.editRules(ctx, "$1"); err != nil {
 			return err
 		}
 	}
 	role := map[kind]string{bareEcho: "echo", callbackEcho: "callback"}[w.kind]
-	queues := min(runtime.NumCPU(), 4) // the agent's own default
-	w.gate, err = w.start(ctx, lab.Node, w.env, role, append([]string{"--queues", fmt.Sprint(queues)}, w.args...)...)
+	w.gate, err = w.start(ctx, lab.Node, w.env, role, w.queueArgs()...)
 	return err
+}
+
+// queueArgs are an echo's arguments: as many queues as the agent has unless told.
+func (w *world) queueArgs() []string {
+	return append([]string{"--queues", fmt.Sprint(min(runtime.NumCPU(), 4))}, w.args...)
 }
 
 // editRules puts something else in place of the rules' way to the queues.
