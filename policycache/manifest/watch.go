@@ -23,7 +23,7 @@ const (
 	// a file that is written in several steps is read once, and whole.
 	quiet = 20 * time.Millisecond
 	// patience is how long after the first event it is read at the latest.
-	patience = 40 * time.Millisecond
+	patience = 30 * time.Millisecond
 	// settled is how old a file must be when it is read for its time to tell a later
 	// write: longer than the coarsest clock of a file system.
 	settled = 2 * time.Second
@@ -161,7 +161,8 @@ func (w *Watcher) Run(ctx context.Context, apply func(*policycache.Objects)) err
 func (w *Watcher) plan(now time.Time, watching, unfinished bool) debounce {
 	switch {
 	case unfinished:
-		return debounce{at: now.Add(quiet)}
+		// Whoever is changed meanwhile doesn't keep those waiting any longer.
+		return debounce{at: now.Add(quiet), limit: now.Add(quiet)}
 	case w.dirError != "" || !watching:
 		return debounce{at: now.Add(retry)}
 	}

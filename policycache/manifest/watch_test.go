@@ -509,10 +509,10 @@ func TestDebounce(t *testing.T) {
 	for _, c := range []struct{ events, want string }{
 		{"0", "20"},
 		{"0 10", "30"},
-		{"0 5 15", "35"},
-		{"0 10 19 28", "40"},
-		{"0 39", "40"},
-		{"0 10 20 30 40 50", "40"},
+		{"0 5 9", "29"},
+		{"0 10 19 28", "30"},
+		{"0 29", "30"},
+		{"0 10 20 30 40 50", "30"},
 	} {
 		d := debounce{at: start.Add(rescan)}
 		for _, ms := range strings.Fields(c.events) {
@@ -525,6 +525,19 @@ func TestDebounce(t *testing.T) {
 		if got := fmt.Sprint(d.at.Sub(start).Milliseconds()); got != c.want {
 			t.Errorf("events at %s ms: looked at %s ms, want %s", c.events, got, c.want)
 		}
+	}
+}
+
+// TestUnfinishedIsNotPutOff: what was found being written is looked at again in time,
+// however much else changes.
+func TestUnfinishedIsNotPutOff(t *testing.T) {
+	now := time.Unix(1000, 0)
+	next := new(Watcher).plan(now, true, true)
+	for i := range 5 {
+		next.event(now.Add(time.Duration(i) * 4 * time.Millisecond))
+	}
+	if got := next.at.Sub(now); got != quiet {
+		t.Errorf("looks again after %v, want %v", got, quiet)
 	}
 }
 
