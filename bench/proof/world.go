@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -24,6 +25,9 @@ const (
 	clientHost = "clients"
 	serverHost = "servers"
 )
+
+// sideBits is the length of the prefix that a side's addresses lie in.
+const sideBits = 24
 
 // startLimit bounds how long anything may take to start.
 const startLimit = 90 * time.Second
@@ -66,13 +70,21 @@ func newWorld(ctx context.Context, v variant, p Params, number int, agent, self,
 	return w, w.install(ctx, agent)
 }
 
-// wire adds both sides and starts the servers.
+// wire adds both sides and starts the servers. The node reaches all addresses of a
+// side by way of its first: with a neighbour for each the worlds together would
+// fill the kernel's one table of neighbours, which all namespaces share.
 func (w *world) wire(ctx context.Context) error {
-	if err := w.lab.AddHost(clientHost, addrs(firstClient, w.pairs)...); err != nil {
-		return err
-	}
-	if err := w.lab.AddHost(serverHost, addrs(firstServer, w.pairs)...); err != nil {
-		return err
+	for host, first := range map[string]netip.Addr{clientHost: firstClient, serverHost: firstServer} {
+		if err := w.lab.AddHost(host, first); err != nil {
+			return err
+		}
+		all := netip.PrefixFrom(first, sideBits).Masked().String()
+		if _, err := w.lab.Command(ctx, lab.Node, "ip", "route", "add", all, "via", first.String()); err != nil {
+			return err
+		}
+		if _, err := w.lab.Command(ctx, host, "ip", "route", "add", "local", all, "dev", "lo"); err != nil {
+			return err
+		}
 	}
 	// As many ports as there are, since each connection takes a new one.
 	if err := w.sysctl(clientHost, "ipv4/ip_local_port_range", "10000 65535"); err != nil {
