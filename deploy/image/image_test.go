@@ -241,7 +241,7 @@ func TestMistakes(t *testing.T) {
 func TestClosure(t *testing.T) {
 	const ls = "/usr/bin/ls"
 	if _, err := os.Stat(ls); err != nil {
-		t.Skip("no ", ls)
+		t.Fatal(err)
 	}
 	root := t.TempDir()
 	for _, p := range strings.Fields(command(t, "-closure", "/", ls)) {
@@ -274,7 +274,7 @@ func TestClosure(t *testing.T) {
 func TestClosureMissesLibraries(t *testing.T) {
 	b, err := os.ReadFile("/usr/bin/ls")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	root := t.TempDir()
 	file(t, root+"/ls", string(b), 0o755)
