@@ -117,7 +117,7 @@ func TestAuditAnnotation(t *testing.T) {
 	}
 	const within = "allow tcp4 a/web a/db:80\ndeny udp4 a/web a/db:6379"
 	ask("none")
-	w.start("--audit", "denied", "--decision-log-labels")
+	w.start("--audit", "denied", "--decision-log-labels", "--queues", "1") // another worker has a cache of its own
 	w.expect(within + "\ndeny tcp4 b/free a/db:80\nallow tcp4 b/free b/free:80")
 	w.accounted()
 	for _, d := range w.decisions() {

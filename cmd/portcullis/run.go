@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"syscall"
@@ -216,6 +217,9 @@ func (a *agent) install() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.state.rules = true
+	// Reading the whole state leaves behind several times what is kept of it, which
+	// the runtime would otherwise hold on to for minutes.
+	go debug.FreeOSMemory()
 	a.log.Info("enforcing", "node", a.options.node, "backend", a.kernel.Backend(),
 		"queues", a.options.queues, "failOpen", a.options.failOpen, "isolatedAddresses", a.state.isolated)
 	return nil
