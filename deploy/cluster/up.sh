@@ -4,6 +4,8 @@
 # IPTABLES=nft|legacy (what the nodes' iptables command is) DUAL=1|0
 set -euo pipefail
 . "$(dirname "$0")/scripts/env.sh"
+[[ $NODES =~ ^[0-9]{1,2}$ ]] || { echo "NODES=$NODES: want a number below 100" >&2; exit 1; }
+[[ $DUAL = 0 || $DUAL = 1 ]] || { echo "DUAL=$DUAL: want 0 or 1" >&2; exit 1; }
 [[ $CNI = ptp || $CNI = bridge ]] || { echo "CNI=$CNI: want ptp or bridge" >&2; exit 1; }
 [[ $PROXY = iptables || $PROXY = nftables ]] || { echo "PROXY=$PROXY: want iptables or nftables" >&2; exit 1; }
 [[ $IPTABLES = nft || $IPTABLES = legacy ]] || { echo "IPTABLES=$IPTABLES: want nft or legacy" >&2; exit 1; }

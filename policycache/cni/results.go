@@ -1,7 +1,7 @@
 // Package cni reads which addresses the CNI plugins have given to the pods of this
 // node, from the cache that the runtime's libcni keeps for their removal. There an
 // address is known before the pod's first container starts; in the API it appears
-// when kubelet next tells the pod's status, a second or more after that.
+// when kubelet next tells the pod's status, which may be after that.
 package cni
 
 import (
