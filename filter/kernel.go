@@ -138,6 +138,22 @@ func (k *Kernel) SetsError() error {
 	return k.setsErr
 }
 
+// SetMembers tells of each set how many addresses it is kept to.
+func (k *Kernel) SetMembers() map[string]int {
+	k.setLock.Lock()
+	defer k.setLock.Unlock()
+	members := map[string]int{}
+	for _, c := range k.commands {
+		members[c.fam.set()] = 0
+		for a := range k.isolated {
+			if c.fam.holds(a) {
+				members[c.fam.set()]++
+			}
+		}
+	}
+	return members
+}
+
 // checkSets is fillSets for those who don't hold the lock.
 func (k *Kernel) checkSets() (changes []string, err error) {
 	k.setLock.Lock()

@@ -127,7 +127,7 @@ func queueReceive(c *net.UDPConn, wait time.Duration) string {
 
 // queueTotal adds up the stats of all queues.
 func queueTotal(q *Queues) (all QueueStats) {
-	all.Decisions = make([][2]uint64, len(verdict.Reasons()))
+	all.Decisions = make([][verdict.VerdictCount]uint64, len(verdict.Reasons()))
 	for _, s := range q.Stats() {
 		all.Packets += s.Packets
 		all.CacheHits += s.CacheHits

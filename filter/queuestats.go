@@ -11,19 +11,6 @@ import (
 	"portcullis/verdict"
 )
 
-// latencyBounds are the upper bounds, inclusive, of the latency histogram's
-// buckets; one more bucket takes what is slower.
-var latencyBounds = [...]time.Duration{
-	time.Microsecond, 2 * time.Microsecond, 5 * time.Microsecond,
-	10 * time.Microsecond, 20 * time.Microsecond, 50 * time.Microsecond,
-	100 * time.Microsecond, 200 * time.Microsecond, 500 * time.Microsecond,
-	time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond,
-}
-
-// LatencyBounds gives the upper bounds, inclusive, of the buckets of
-// QueueStats.Latency.
-func LatencyBounds() []time.Duration { return latencyBounds[:] }
-
 // QueueStats are the counters of one queue since it was opened. Each is exact;
 // together they may be a few packets apart.
 type QueueStats struct {
@@ -32,10 +19,10 @@ type QueueStats struct {
 	// Panics, and were dropped.
 	Packets uint64
 	// Decisions are indexed by verdict.Reason, then verdict.Verdict.
-	Decisions [][2]uint64
-	// Egress and Ingress are how each judged direction fell, by
-	// verdict.Verdict.
-	Egress, Ingress [2]uint64
+	Decisions [][verdict.VerdictCount]uint64
+	// Egress and Ingress are how each judged direction fell, as Decisions is
+	// indexed, with the decision's reason.
+	Egress, Ingress [][verdict.VerdictCount]uint64
 	CacheHits       uint64
 	Unparsed        uint64 // netlink messages that made no sense
 	Panics          uint64
@@ -46,6 +33,9 @@ type QueueStats struct {
 	// bucket is what LatencyBounds doesn't reach. LatencySum is their total.
 	Latency    []uint64
 	LatencySum time.Duration
+	// LatencyExponential counts the same by exponential buckets, see
+	// ExponentialSchema.
+	LatencyExponential []uint64
 	// Waiting packets have no verdict yet. KernelDropped were more than the
 	// queue may hold, UserDropped more than the socket's receive buffer; with
 	// fail-open these were accepted. They are the kernel's figures.
@@ -60,34 +50,35 @@ func (s *QueueStats) Verdicts(v verdict.Verdict) (n uint64) {
 	return n
 }
 
+// byVerdict counts by verdict.Verdict.
+type byVerdict [verdict.VerdictCount]atomic.Uint64
+
 // counters are a worker's own; it alone adds, anybody may read.
 type counters struct {
 	packets, cacheHits, unparsed, panics atomic.Uint64
 	readErrors, verdictErrors            atomic.Uint64
-	reasons                              [][2]atomic.Uint64
-	egress, ingress                      [2]atomic.Uint64
-	latency                              [len(latencyBounds) + 1]atomic.Uint64
-	latencySum                           atomic.Int64
+	reasons, egress, ingress             []byVerdict
+	latency                              latencies
+}
+
+func newCounters() counters {
+	n := len(verdict.Reasons())
+	return counters{reasons: make([]byVerdict, n), egress: make([]byVerdict, n), ingress: make([]byVerdict, n)}
 }
 
 // decided counts a decision.
 func (c *counters) decided(d *verdict.Decision, latency time.Duration) {
 	c.reasons[d.Reason][d.Verdict].Add(1)
 	if d.Egress.Judged {
-		c.egress[d.Egress.Verdict].Add(1)
+		c.egress[d.Reason][d.Egress.Verdict].Add(1)
 	}
 	if d.Ingress.Judged {
-		c.ingress[d.Ingress.Verdict].Add(1)
+		c.ingress[d.Reason][d.Ingress.Verdict].Add(1)
 	}
 	if d.Cached {
 		c.cacheHits.Add(1)
 	}
-	bucket := 0
-	for bucket < len(latencyBounds) && latency > latencyBounds[bucket] {
-		bucket++
-	}
-	c.latency[bucket].Add(1)
-	c.latencySum.Add(int64(latency))
+	c.latency.add(latency)
 }
 
 // stats reads the counters.
@@ -95,27 +86,34 @@ func (c *counters) stats(queue uint16) QueueStats {
 	s := QueueStats{
 		Queue:         queue,
 		Packets:       c.packets.Load(),
-		Decisions:     make([][2]uint64, len(c.reasons)),
-		Egress:        load2(&c.egress),
-		Ingress:       load2(&c.ingress),
+		Decisions:     load(c.reasons),
+		Egress:        load(c.egress),
+		Ingress:       load(c.ingress),
 		CacheHits:     c.cacheHits.Load(),
 		Unparsed:      c.unparsed.Load(),
 		Panics:        c.panics.Load(),
 		ReadErrors:    c.readErrors.Load(),
 		VerdictErrors: c.verdictErrors.Load(),
-		Latency:       make([]uint64, len(c.latency)),
-		LatencySum:    time.Duration(c.latencySum.Load()),
+		LatencySum:    time.Duration(c.latency.sum.Load()),
 	}
-	for i := range c.reasons {
-		s.Decisions[i] = load2(&c.reasons[i])
+	for i := range c.latency.fixed {
+		s.Latency = append(s.Latency, c.latency.fixed[i].Load())
 	}
-	for i := range c.latency {
-		s.Latency[i] = c.latency[i].Load()
+	for i := range c.latency.exponential {
+		s.LatencyExponential = append(s.LatencyExponential, c.latency.exponential[i].Load())
 	}
 	return s
 }
 
-func load2(c *[2]atomic.Uint64) [2]uint64 { return [2]uint64{c[0].Load(), c[1].Load()} }
+func load(c []byVerdict) [][verdict.VerdictCount]uint64 {
+	all := make([][verdict.VerdictCount]uint64, len(c))
+	for i := range c {
+		for v := range c[i] {
+			all[i][v] = c[i][v].Load()
+		}
+	}
+	return all
+}
 
 // kernelTablePath is the kernel's list of bound queues in the network namespace
 // of the thread that opens it (seq_show in nfnetlink_queue.c).

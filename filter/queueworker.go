@@ -58,7 +58,7 @@ func newWorker(queue uint16, cfg QueueConfig, engine *verdict.Engine, ring *audi
 		decoder: NewDecoder(),
 		judge:   engine.NewWorker(cfg.CacheSize),
 		out:     newVerdictMessage(queue),
-		count:   counters{reasons: make([][2]atomic.Uint64, len(verdict.Reasons()))},
+		count:   newCounters(),
 	}
 }
 
@@ -155,7 +155,7 @@ func (w *worker) serve(fd int, received time.Time) {
 		d = w.unmask(d)
 	}
 	msg := w.out.drop(p.id)
-	if d.Verdict == verdict.Allow {
+	if d.Verdict.Passes() {
 		msg = w.out.accept(p.id, p.mark, w.cfg.AcceptMark)
 	}
 	latency := time.Since(received)
@@ -178,7 +178,8 @@ func (w *worker) unmask(d *verdict.Decision) *verdict.Decision {
 	w.forged.Verdict, w.forged.Reason = verdict.Deny, verdict.ReasonForged
 	for _, side := range []*verdict.Side{&w.forged.Egress, &w.forged.Ingress} {
 		if side.Isolated {
-			side.Verdict = verdict.Deny
+			side.Refuse()
+			w.forged.Verdict = side.Verdict // both are the same pod's
 		}
 	}
 	return &w.forged

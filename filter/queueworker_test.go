@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,7 +113,7 @@ func TestWorker(t *testing.T) {
 	}{
 		{"allowed", queueMessage(1, udp), "repeat 1 mark 0.0.80.0", func(s QueueStats) uint64 { return s.Decisions[verdict.ReasonRule][verdict.Allow] }},
 		{"denied", queueMessage(2, tcp), "drop 2", func(s QueueStats) uint64 { return s.Decisions[verdict.ReasonNoRule][verdict.Deny] }},
-		{"allowed, ipv6", queueMessage(1, decPacket(dec6(17), decUDP())), "repeat 1 mark 0.0.80.0", func(s QueueStats) uint64 { return s.Ingress[verdict.Allow] }},
+		{"allowed, ipv6", queueMessage(1, decPacket(dec6(17), decUDP())), "repeat 1 mark 0.0.80.0", func(s QueueStats) uint64 { return s.Ingress[verdict.ReasonRule][verdict.Allow] }},
 		{"not isolated", queueMessage(1, decSet(decPacket(dec4(6), decTCP()), 19, 9)), "repeat 1 mark 0.0.80.0", func(s QueueStats) uint64 { return s.Verdicts(verdict.Allow) }},
 		{"defective", queueMessage(4, udp[:21]), "drop 4", func(s QueueStats) uint64 { return s.Decisions[verdict.ReasonMalformed][verdict.Deny] }},
 		{"two at once", append(queueMessage(1, udp), queueMessage(2, tcp)...), "repeat 1 mark 0.0.80.0, drop 2", func(s QueueStats) uint64 { return s.Packets - 1 }},
@@ -242,6 +244,16 @@ func TestLatencyBuckets(t *testing.T) {
 	last := len(LatencyBounds())
 	if s.Latency[0] != 2 || s.Latency[1] != 1 || s.Latency[last-1] != 1 || s.Latency[last] != 1 || s.LatencySum < time.Second {
 		t.Errorf("%+v", s.Latency)
+	}
+	e := s.LatencyExponential
+	if e[0] != 1 || e[1] != 2 || e[len(e)-1] != 0 || slices.Max(e) != 2 {
+		t.Errorf("exponential: %v", e)
+	}
+	for i, b := range exponentialBounds {
+		// Bucket i ends at 2^(i/4) seconds; a nanosecond is the clock's.
+		if want := math.Exp2(float64(ExponentialFirst+i) / 4); math.Abs(b.Seconds()-want) > 1e-9 || bucketOf(exponentialBounds[:], b) != i || bucketOf(exponentialBounds[:], b+1) != i+1 {
+			t.Errorf("bucket %d ends at %v, want %v s", i, b, want)
+		}
 	}
 	for i, b := range LatencyBounds()[1:] {
 		if b <= LatencyBounds()[i] {

@@ -19,6 +19,7 @@ type namespace struct {
 	object   *Namespace // nil when it isn't known
 	labels   uint32     // its label set, with its own name in it
 	audit    verdict.Audit
+	mode     verdict.Mode
 	subjects map[uint32]*subject
 	policies []*policy // sorted by name
 	pods     int
@@ -62,6 +63,7 @@ func differing[K, O any](before map[string]K, now map[string]*O, object func(K) 
 // changeNode takes in a node, nil for one that is gone.
 func (w *compilation) changeNode(name string, now *Node) {
 	before := w.nodes[name]
+	w.changeNodeMode(name, before, now)
 	if now != nil {
 		w.nodes[name] = now
 		w.countNode(now.Name, now, 1)
@@ -82,36 +84,22 @@ func (w *compilation) changeNamespace(name string, now *Namespace) {
 	n := w.needNamespace(name)
 	n.object = now
 	var set map[string]string
-	var annotation string
+	var audit, mode string
 	if now != nil {
-		set, annotation = now.Labels, now.Audit
+		set, audit, mode = now.Labels, now.Audit, now.Mode
 	}
-	auditBefore := n.audit
-	w.readAudit(n, annotation)
+	auditBefore, modeBefore := n.audit, n.mode
+	n.audit = readWord(w, annotated{"namespace", name, AuditAnnotation}, audit, verdict.ParseAudit, "all, denied or none")
+	n.mode = w.readMode("namespace", name, mode)
 	before := n.labels
 	n.labels = w.namespaceLabels.addSet(withOwnName(name, set))
 	w.namespaceLabels.dropSet(before)
-	if n.labels != before || n.audit != auditBefore {
+	if n.labels != before || n.audit != auditBefore || n.mode != modeBefore {
 		for _, s := range n.subjects {
 			w.rebuild(s)
 		}
 	}
 	w.leaveNamespace(n)
-}
-
-// readAudit reads what a namespace asks of the decision log. What can't be
-// understood leaves it to the agent's flag.
-func (w *compilation) readAudit(n *namespace, annotation string) {
-	var ok bool
-	if n.audit, ok = verdict.ParseAudit(annotation); ok == !w.badAudits[n] && ok {
-		return
-	}
-	w.problemsChanged = true
-	if ok {
-		delete(w.badAudits, n)
-	} else {
-		w.badAudits[n] = true
-	}
 }
 
 // withOwnName gives a namespace's labels with the one that every namespace has,

@@ -29,6 +29,7 @@ type Compiler struct {
 	node string
 	log  *slog.Logger
 	seed maphash.Seed
+	mode verdict.Mode // where neither namespace nor node says another
 
 	generation uint64
 	snapshot   *verdict.Snapshot
@@ -47,11 +48,11 @@ type Compiler struct {
 	claims     claims
 	nodeAddrs  nodeAddrs
 
-	versions  map[string]string   // the policies' resourceVersions; never changed once shared
-	invalid   map[*policy]bool    // those with mistakes
-	badAudits map[*namespace]bool // those whose annotation can't be understood
-	problems  []Problem
-	logged    map[string]bool // texts of the problems
+	versions map[string]string   // the policies' resourceVersions; never changed once shared
+	invalid  map[*policy]bool    // those with mistakes
+	badWords map[annotated]error // annotations that can't be understood
+	problems []Problem
+	logged   map[string]bool // texts of the problems
 }
 
 // Work counts what a compile built, all else being as it was.
@@ -77,13 +78,16 @@ func NewCompiler(node string, log *slog.Logger) *Compiler {
 		claims:          claims{only: map[netip.Addr]*pod{}, rivals: map[netip.Addr][]*pod{}},
 		nodeAddrs:       nodeAddrs{},
 		invalid:         map[*policy]bool{},
-		badAudits:       map[*namespace]bool{},
+		badWords:        map[annotated]error{},
 	}
 }
 
 // Problems lists what is wrong with the objects of the last compile, in the
 // order of their names.
 func (c *Compiler) Problems() []Problem { return c.problems }
+
+// Invalid is how many policies of the last compile have mistakes.
+func (c *Compiler) Invalid() int { return len(c.invalid) }
 
 // Work tells what the last compile built.
 func (c *Compiler) Work() Work { return c.work }
@@ -128,7 +132,7 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 	for _, s := range w.subjects {
 		s.findPolicies(c.podLabels)
 	}
-	change := verdict.Change{Versions: c.versions}
+	change := verdict.Change{Versions: c.versions, AuditOnly: c.nodeMode(c.node) == verdict.ModeAuditOnly}
 	change.NamespaceBits, change.PodBits = w.shareBits()
 	w.buildEndpoints(change.NamespaceBits, change.PodBits)
 	change.Owners, change.Nodes = w.changedAddrs()
@@ -212,9 +216,11 @@ func (w *compilation) endpoint(p *pod) *verdict.Endpoint {
 		Node:           p.Node,
 		Addrs:          p.IPs,
 		Judged:         w.node == "" || p.Node == w.node,
+		AuditOnly:      w.auditOnly(p),
 		NamespaceIndex: p.subject.namespace.labels,
 		LabelsIndex:    p.subject.labels,
 		Ports:          p.Ports,
+		UID:            p.UID,
 		Labels:         p.Labels,
 		Workload:       p.Workload,
 		Audit:          p.subject.namespace.audit,
@@ -244,6 +250,9 @@ func (w *compilation) endpoint(p *pod) *verdict.Endpoint {
 	for _, port := range p.Ports {
 		writeNumber(&h, uint64(port.Proto)<<16|uint64(port.Port))
 		writeAll(&h, port.Name)
+	}
+	if e.AuditOnly {
+		writeNumber(&h, 1) // one more than others have
 	}
 	e.Meaning = h.Sum64()
 	return e
@@ -290,9 +299,8 @@ func (c *Compiler) report() {
 	for p := range c.invalid {
 		problems = append(problems, Problem{Object: "networkpolicy " + p.name, Err: p.err})
 	}
-	for n := range c.badAudits {
-		problems = append(problems, Problem{Object: "namespace " + n.name,
-			Err: fmt.Errorf("annotation %s: %q is not all, denied or none", AuditAnnotation, n.object.Audit)})
+	for a, err := range c.badWords {
+		problems = append(problems, Problem{Object: a.kind + " " + a.name, Err: err})
 	}
 	slices.SortFunc(problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Err.Error(), b.Err.Error()))

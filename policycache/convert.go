@@ -54,6 +54,10 @@ func workload(m *metav1.ObjectMeta) string {
 // pods the decision log is to have: all, denied or none.
 const AuditAnnotation = "portcullis.dev/audit"
 
+// ModeAnnotation is an annotation of a Namespace or a Node that says what becomes
+// of denials by policies of its pods: enforce or audit-only.
+const ModeAnnotation = "portcullis.dev/mode"
+
 // NamespaceFrom keeps of a Namespace what policy sees of it. The API server
 // gives every namespace the label kubernetes.io/metadata.name with its name
 // and lets nobody give it another value, so that a policy may trust it.
@@ -63,17 +67,17 @@ func NamespaceFrom(n *corev1.Namespace) *Namespace {
 		labels = map[string]string{}
 	}
 	labels[corev1.LabelMetadataName] = n.Name
-	return &Namespace{Name: n.Name, Labels: labels, Audit: n.Annotations[AuditAnnotation]}
+	return &Namespace{Name: n.Name, Labels: labels, Audit: n.Annotations[AuditAnnotation], Mode: n.Annotations[ModeAnnotation]}
 }
 
-// NodeFrom keeps of a Node its name and those of its addresses, of whatever
-// type, that are IP addresses.
+// NodeFrom keeps of a Node its name, its mode, and those of its addresses, of
+// whatever type, that are IP addresses.
 func NodeFrom(n *corev1.Node) *Node {
 	texts := make([]string, 0, len(n.Status.Addresses))
 	for _, a := range n.Status.Addresses {
 		texts = append(texts, a.Address)
 	}
-	return &Node{Name: n.Name, Addrs: parseAddrs(texts)}
+	return &Node{Name: n.Name, Addrs: parseAddrs(texts), Mode: n.Annotations[ModeAnnotation]}
 }
 
 // DefaultPolicy fills in, in place, what the API server would have filled in:

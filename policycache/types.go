@@ -47,12 +47,16 @@ type Namespace struct {
 	Labels map[string]string
 	// Audit is the annotation portcullis.dev/audit, as it is written.
 	Audit string
+	// Mode is the annotation portcullis.dev/mode, as it is written.
+	Mode string
 }
 
 // Node is what policy sees of a Node.
 type Node struct {
 	Name  string
 	Addrs []netip.Addr
+	// Mode is the annotation portcullis.dev/mode, as it is written.
+	Mode string
 }
 
 // Objects is a cluster's whole state as a source sees it, keyed by name

@@ -18,6 +18,8 @@ type Endpoint struct {
 	// Judged is true when this engine decides for the pod: on an agent the
 	// pods of its node, in explain all of them.
 	Judged bool
+	// AuditOnly has denials by the pod's tables logged and not carried out.
+	AuditOnly bool
 	// NamespaceIndex and LabelsIndex are the pod's rows in the snapshot's
 	// selector bits: which namespace, and which set of pod labels it has.
 	NamespaceIndex, LabelsIndex uint32
@@ -35,6 +37,8 @@ type Endpoint struct {
 	// What follows is for the decision log; no decision depends on it, and
 	// Meaning needn't change with it.
 
+	// UID tells the pod from another of the same name.
+	UID string
 	// Labels are the pod's; the map isn't the snapshot's to change.
 	Labels map[string]string
 	// Workload is what controls the pod, as "Kind/name"; empty if unknown.

@@ -47,6 +47,7 @@ type end struct {
 	labels          uint32
 	names           uint32 // a bit per named port, see nameBit
 	judged, used    bool
+	auditOnly       bool
 }
 
 // nobody is the end of an address that nobody has.
@@ -62,7 +63,7 @@ func newEnd(k addrKey, pod *Endpoint, nodes []string) end {
 	if pod == nil {
 		return e
 	}
-	e.endpoint, e.judged = pod, pod.Judged
+	e.endpoint, e.judged, e.auditOnly = pod, pod.Judged, pod.AuditOnly
 	e.namespace, e.labels = pod.NamespaceIndex, pod.LabelsIndex
 	if pod.Judged {
 		e.ingress, e.egress = pod.Ingress, pod.Egress

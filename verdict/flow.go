@@ -69,16 +69,31 @@ type Flow struct {
 // whatever is forgotten keeps the gate shut.
 type Verdict uint8
 
-// The verdicts.
+// The verdicts. WouldDeny is a denial that isn't carried out, since whoever it
+// protects is in audit-only mode: the connection passes.
 const (
 	Deny Verdict = iota
 	Allow
+	WouldDeny
+	verdictCount
 )
 
-// String gives "allow" or "deny".
+// VerdictCount is how many verdicts there are, for those who count by verdict.
+const VerdictCount = int(verdictCount)
+
+// Verdicts lists every verdict in a fixed order.
+func Verdicts() []Verdict { return []Verdict{Deny, Allow, WouldDeny} }
+
+// Passes tells whether the connection is let through.
+func (v Verdict) Passes() bool { return v == Allow || v == WouldDeny }
+
+// String gives "allow", "deny" or "would-deny".
 func (v Verdict) String() string {
-	if v == Allow {
+	switch v {
+	case Allow:
 		return "allow"
+	case WouldDeny:
+		return "would-deny"
 	}
 	return "deny"
 }
@@ -149,7 +164,9 @@ type Side struct {
 	// The other fields are then zero but for Verdict, which is Allow.
 	Judged   bool
 	Isolated bool
-	Verdict  Verdict
+	// AuditOnly says that a denial of this side is WouldDeny.
+	AuditOnly bool
+	Verdict   Verdict
 	// Policies are the isolating policies as "namespace/name", sorted. The
 	// slice belongs to the snapshot: don't change it.
 	Policies []string

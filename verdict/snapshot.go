@@ -23,6 +23,9 @@ type Input struct {
 	// Versions are the policies' resourceVersions, by "namespace/name", for the
 	// decision log; no decision depends on them.
 	Versions map[string]string
+	// AuditOnly lets pass even what can't be laid to any pod: packets whose
+	// addresses can't be read.
+	AuditOnly bool
 }
 
 // stampSlots is how finely cached verdicts are told apart when something
@@ -42,6 +45,7 @@ type Change struct {
 	// be the ones of before, and so may Versions.
 	NamespaceBits, PodBits []Bits
 	Versions               map[string]string
+	AuditOnly              bool
 }
 
 // Snapshot is the cluster's compiled policy at one moment. It is immutable;
@@ -51,6 +55,7 @@ type Snapshot struct {
 	ends                   endTable
 	namespaceBits, podBits []Bits
 	versions               map[string]string
+	auditOnly              bool
 	isolated, judged       *addrList
 	// stamps hold, by an address's slot, the generation in which the meaning
 	// of some address of that slot last changed.
@@ -61,7 +66,7 @@ type Snapshot struct {
 // first: addresses that mean the same in both keep their stamps, so that
 // cached verdicts between them stay usable.
 func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
-	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits, in.Versions}
+	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits, in.Versions, in.AuditOnly}
 	maps.Copy(c.Owners, in.Owners)
 	maps.Copy(c.Nodes, in.Nodes)
 	if prev == nil {
@@ -85,7 +90,8 @@ func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
 // Next makes the snapshot that follows this one, which stays as it is. It costs
 // what has changed, and shares all else.
 func (s *Snapshot) Next(c Change) *Snapshot {
-	n := &Snapshot{generation: c.Generation, namespaceBits: c.NamespaceBits, podBits: c.PodBits, versions: c.Versions, stamps: s.stamps}
+	n := &Snapshot{generation: c.Generation, namespaceBits: c.NamespaceBits, podBits: c.PodBits, versions: c.Versions,
+		auditOnly: c.AuditOnly, stamps: s.stamps}
 	ends := s.ends.edit()
 	var isolated, judged addrChange
 	change := func(a netip.Addr, pod *Endpoint, nodes []string) {
@@ -184,7 +190,7 @@ func (s *Snapshot) Decide(f *Flow) Decision {
 func (s *Snapshot) decide(f *Flow, key *flowKey, d *Decision) {
 	if !f.Src.IsValid() || !f.Dst.IsValid() {
 		d.Egress.Verdict, d.Ingress.Verdict = Allow, Allow
-		d.refuse(f)
+		d.refuse(f, s.auditOnly)
 		return
 	}
 	src, dst := s.ends.find(&key.src), s.ends.find(&key.dst)
@@ -196,7 +202,7 @@ func (s *Snapshot) decide(f *Flow, key *flowKey, d *Decision) {
 		return
 	}
 	if f.Defect != ReasonNone {
-		d.refuse(f)
+		d.refuse(f, s.auditOnly)
 		return
 	}
 	// Both tables are read before either is followed any further: the
@@ -250,7 +256,7 @@ func (e *end) isNodeOf(pod *end) bool {
 
 // open notes whether the end is judged and isolated, and allows until close says otherwise.
 func (d *Side) open(e *end, t *Table) {
-	d.Verdict, d.Judged = Allow, e.judged
+	d.Verdict, d.Judged, d.AuditOnly = Allow, e.judged, e.auditOnly && e.judged
 	if t != nil {
 		d.Isolated = true
 		d.Policies = t.policies
@@ -263,34 +269,52 @@ func (d *Side) close(ref RuleRef, admitted bool) {
 		d.AllowedBy = ref
 		return
 	}
-	d.Verdict = Deny
+	d.Refuse()
+}
+
+// Refuse denies on behalf of the side, or says that it would.
+func (d *Side) Refuse() {
+	d.Verdict = denial(d.AuditOnly)
+}
+
+func denial(auditOnly bool) Verdict {
+	if auditOnly {
+		return WouldDeny
+	}
+	return Deny
 }
 
 // refuse concludes for a flow that can't be held against rules: an isolated end
 // turns it away, and so does not knowing the ends at all.
-func (d *Decision) refuse(f *Flow) {
+func (d *Decision) refuse(f *Flow, auditOnly bool) {
 	if d.Egress.Isolated {
-		d.Egress.Verdict = Deny
+		d.Egress.Refuse()
 	}
 	if d.Ingress.Isolated {
-		d.Ingress.Verdict = Deny
+		d.Ingress.Refuse()
 	}
 	d.conclude()
 	known := f.Src.IsValid() && f.Dst.IsValid()
 	if d.Verdict == Allow && known {
 		return
 	}
-	d.Verdict, d.Reason = Deny, f.Defect
+	if !known {
+		d.Verdict = denial(auditOnly)
+	}
+	d.Reason = f.Defect
 	if d.Reason == ReasonNone {
 		d.Reason = ReasonMalformed
 	}
 }
 
-// conclude draws the verdict from both sides.
+// conclude draws the verdict from both sides: of one that denies and one that
+// would, the first counts.
 func (d *Decision) conclude() {
 	switch {
 	case d.Egress.Verdict == Deny || d.Ingress.Verdict == Deny:
 		d.Verdict, d.Reason = Deny, ReasonNoRule
+	case d.Egress.Verdict == WouldDeny || d.Ingress.Verdict == WouldDeny:
+		d.Verdict, d.Reason = WouldDeny, ReasonNoRule
 	case d.Egress.Isolated || d.Ingress.Isolated:
 		d.Verdict, d.Reason = Allow, ReasonRule
 	default:

@@ -35,6 +35,7 @@ type agentOptions struct {
 	sysctlDir   string
 	cniResults  string
 	decisions   decisionLogFlags
+	auditOnly   bool
 	http        string
 	logs        logFlags
 }
@@ -89,6 +90,7 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.backend, "iptables-backend", "auto", "auto, nft or legacy; auto follows what the node uses")
 	f.StringVar(&o.cniResults, "cni-results", "", "directory of the CNI plugins' results, usually /var/lib/cni/results: guards a pod before its first container starts")
 	f.StringVar(&o.sysctlDir, "sysctl-dir", filter.SysctlDir, "where the node's sysctls can be written; a container sees its own read-only")
+	f.BoolVar(&o.auditOnly, "audit-only", false, "deny nothing, and log as would-deny what would be denied; the annotation portcullis.dev/mode (enforce or audit-only) of the node, or of a namespace, goes before it")
 	o.decisions.register(f)
 	f.StringVar(&o.http, "http", "127.0.0.1:9353", "address of /healthz, /readyz and /metrics; empty for none")
 	o.logs.register(f)

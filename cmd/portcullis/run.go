@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -55,6 +56,8 @@ type agentState struct {
 	policies int
 	isolated int
 	judged   int
+
+	invalid, isolatedPods, auditOnlyPods int
 }
 
 // runAgent enforces until ctx ends.
@@ -154,6 +157,9 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 			CacheSize:  o.cacheSize,
 		},
 	}
+	if o.auditOnly {
+		a.compiler.SetMode(verdict.ModeAuditOnly)
+	}
 	a.metrics = newMetrics(a)
 	return a, nil
 }
@@ -172,6 +178,8 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	a.state.problems = slices.Clone(a.compiler.Problems())
 	a.state.pods, a.state.policies = len(objects.Pods), len(objects.Policies)
 	a.state.isolated, a.state.judged = len(isolated), len(judged)
+	a.state.invalid = a.compiler.Invalid()
+	a.state.isolatedPods, a.state.auditOnlyPods = countPods(snapshot, isolated)
 	a.mu.Unlock()
 	if err := a.bind(); err != nil {
 		return err
@@ -182,6 +190,22 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	a.log.Debug("policy in force", "generation", snapshot.Generation(), "pods", len(objects.Pods),
 		"policies", len(objects.Policies), "isolatedAddresses", len(isolated), "took", time.Since(start))
 	return a.install()
+}
+
+// countPods tells how many pods have these addresses, and how many of them are in
+// audit-only mode.
+func countPods(s *verdict.Snapshot, addrs []netip.Addr) (pods, auditOnly int) {
+	seen := make(map[*verdict.Endpoint]bool, len(addrs))
+	for _, a := range addrs {
+		if pod := s.Endpoint(a); !seen[pod] {
+			seen[pod] = true
+			pods++
+			if pod.AuditOnly {
+				auditOnly++
+			}
+		}
+	}
+	return pods, auditOnly
 }
 
 // bind opens the queues, once. Nothing in the kernel is changed before they are

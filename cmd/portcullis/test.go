@@ -26,7 +26,7 @@ is expected of them,
     to: db
     port: postgres             # a number, or a name that the destination gives it
     protocol: TCP              # TCP unless given
-    verdict: allow             # or deny
+    verdict: allow             # or deny, or would-deny where audit-only
     policy: db                 # optional: admits it, or isolates who denies it
     rule: 0                    # optional: the admitting rule's index
 

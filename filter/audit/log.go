@@ -239,6 +239,9 @@ func (l *Log) decided(rec *Record) {
 		l.unselected.Add(1)
 	case rec.Decision.Verdict == verdict.Deny:
 		l.repeats.add(rec, l.now)
+	case rec.Decision.Verdict == verdict.WouldDeny:
+		// It passes, so nobody tries it again.
+		l.emit(l.render(rec), tally{count: 1})
 	case l.cfg.Sample > 1 && !l.sample():
 		l.sampled.Add(1)
 	default:
@@ -266,7 +269,7 @@ func (l *Log) selected(d *verdict.Decision) bool {
 	if want == verdict.AuditDefault {
 		want = l.cfg.Audit
 	}
-	return want == verdict.AuditAll || want == verdict.AuditDenied && d.Verdict == verdict.Deny
+	return want == verdict.AuditAll || want == verdict.AuditDenied && d.Verdict != verdict.Allow
 }
 
 // sample keeps one of each Sample allows in a row. Which one is chance, so that

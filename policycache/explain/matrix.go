@@ -95,6 +95,9 @@ func (m *Matrix) WriteText(w io.Writer) error {
 	}
 	fmt.Fprintf(b, "%s: rows connect to columns\n", m.service)
 	fmt.Fprintln(b, ".  allowed    X  denied    -  itself    ?  no such port, or no IP family in common")
+	if m.auditOnly() {
+		fmt.Fprintln(b, "~  would be denied, but an end in audit-only mode lets it pass")
+	}
 	fmt.Fprintln(b)
 	digits := len(strconv.Itoa(len(m.pods)))
 	names := 0
@@ -120,6 +123,14 @@ func (m *Matrix) WriteText(w io.Writer) error {
 	return b.Flush()
 }
 
+// auditOnly tells whether the table may have cells that would be denied.
+func (m *Matrix) auditOnly() bool {
+	return slices.ContainsFunc(m.pods, func(p matrixPod) bool {
+		e := m.cluster.snap.Endpoint(p.end.Addrs[0])
+		return e != nil && e.AuditOnly
+	})
+}
+
 // title names a pod in the table's first column.
 func (p *matrixPod) title() string {
 	if p.end.Pod.HostNetwork {
@@ -139,6 +150,8 @@ func (m *Matrix) mark(from, to *matrixPod) string {
 		return "?"
 	case c.decision.Verdict == verdict.Allow:
 		return "."
+	case c.decision.Verdict == verdict.WouldDeny:
+		return "~"
 	}
 	return "X"
 }

@@ -112,5 +112,9 @@ func (c *Cluster) sideText(s *verdict.Side, e End, addr netip.Addr, direction st
 	case s.Verdict == verdict.Allow:
 		return text + "this needs no rule"
 	}
-	return text + fmt.Sprintf("none of %s %s rules admits this", their, direction)
+	text += fmt.Sprintf("none of %s %s rules admits this", their, direction)
+	if s.Verdict == verdict.WouldDeny {
+		text += ", but it is in audit-only mode"
+	}
+	return text
 }

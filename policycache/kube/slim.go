@@ -74,7 +74,7 @@ func transform(object any) (any, error) {
 		return keep(pods, &o.ObjectMeta, p), nil
 	case *corev1.Namespace:
 		n := policycache.NamespaceFrom(o)
-		n.Labels, n.Audit = sharedMap(n.Labels), shared(n.Audit)
+		n.Labels, n.Audit, n.Mode = sharedMap(n.Labels), shared(n.Audit), shared(n.Mode)
 		return keep(namespaces, &o.ObjectMeta, n), nil
 	case *corev1.Node:
 		return keep(nodes, &o.ObjectMeta, policycache.NodeFrom(o)), nil

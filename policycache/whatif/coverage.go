@@ -89,7 +89,7 @@ func (c *Coverage) exercise(policies map[string]*networkingv1.NetworkPolicy, d *
 			note(s.AllowedBy.Policy, direction, s.AllowedBy.Rule)
 		}
 		for _, p := range s.Policies {
-			if s.Verdict == verdict.Deny {
+			if s.Verdict != verdict.Allow {
 				note(p, direction, noRule)
 			}
 		}

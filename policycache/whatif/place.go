@@ -106,23 +106,25 @@ func (r *Record) unasked() bool {
 
 // judgement gives what a decision says about some directions.
 func judgement(d *verdict.Decision, directions []string) Judgement {
-	j := Judgement{Verdict: verdict.Allow.String()}
+	all := verdict.Allow
+	var j Judgement
 	isolated := false
 	side := func(direction string, s *verdict.Side) *Side {
 		if !slices.Contains(directions, direction) || !s.Judged {
 			return nil
 		}
-		if s.Verdict == verdict.Deny {
-			j.Verdict = verdict.Deny.String()
+		if s.Verdict == verdict.Deny || s.Verdict == verdict.WouldDeny && all == verdict.Allow {
+			all = s.Verdict
 		}
 		isolated = isolated || s.Isolated
 		return newSide(s)
 	}
 	j.Egress, j.Ingress = side(egress, &d.Egress), side(ingress, &d.Ingress)
+	j.Verdict = all.String()
 	switch {
-	case j.Verdict == d.Verdict.String() && d.Reason != verdict.ReasonRule && d.Reason != verdict.ReasonNoRule:
+	case all == d.Verdict && d.Reason != verdict.ReasonRule && d.Reason != verdict.ReasonNoRule:
 		j.Reason = d.Reason.String()
-	case j.Verdict == verdict.Deny.String():
+	case all != verdict.Allow:
 		j.Reason = verdict.ReasonNoRule.String()
 	case isolated:
 		j.Reason = verdict.ReasonRule.String()

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"portcullis/policycache/explain"
-	"portcullis/verdict"
 )
 
 // SuiteResult is what came of a suite's tests.
@@ -94,7 +93,7 @@ func (t *Test) compare(j *Judgement) string {
 	for _, s := range []*Side{j.Egress, j.Ingress} {
 		switch {
 		case s == nil || s.Verdict != j.Verdict:
-		case t.Verdict == verdict.Deny.String() && slices.Contains(s.Policies, t.Policy):
+		case !verdicts[t.Verdict] && slices.Contains(s.Policies, t.Policy):
 			return ""
 		case s.AllowedBy != nil && s.AllowedBy.Policy == t.Policy && (t.Rule == nil || *t.Rule == s.AllowedBy.Rule):
 			return ""

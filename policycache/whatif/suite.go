@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"portcullis/verdict"
 )
 
 // suiteVersion and suiteKind are what a document of tests says that it is.
@@ -38,12 +40,16 @@ type Test struct {
 	Protocol string `json:"protocol" yaml:"protocol"` // TCP if absent
 	// Port is a number, or the name of a port of the destination pod.
 	Port    string `json:"port,omitempty" yaml:"port"`
-	Verdict string `json:"verdict" yaml:"verdict"` // "allow" or "deny"
+	Verdict string `json:"verdict" yaml:"verdict"` // one of expectable
 	// Policy, if any, is the one that must admit the connection, or that must
 	// isolate an end that turns it away; Rule is the admitting rule's index.
 	Policy string `json:"policy,omitempty" yaml:"policy"`
 	Rule   *int   `json:"rule,omitempty" yaml:"rule"`
 }
+
+// expectable are the verdicts that a test may expect: would-deny is for ends in
+// audit-only mode.
+var expectable = []string{verdict.Allow.String(), verdict.Deny.String(), verdict.WouldDeny.String()}
 
 var (
 	suiteFields = []string{"apiVersion", "kind", "metadata", "manifests", "namespace", "tests"}
@@ -166,11 +172,11 @@ func (s *Suite) parseTest(n *yaml.Node) (Test, []error) {
 	switch {
 	case t.From == "" || t.To == "":
 		return t, []error{lineError(n, "a test needs from and to")}
-	case t.Verdict != "allow" && t.Verdict != "deny":
-		return t, []error{lineError(n, "verdict must be allow or deny, not %q", t.Verdict)}
+	case !slices.Contains(expectable, t.Verdict):
+		return t, []error{lineError(n, "verdict must be allow, deny or would-deny, not %q", t.Verdict)}
 	case t.Rule != nil && t.Policy == "":
 		return t, []error{lineError(n, "a rule needs the policy whose it is")}
-	case t.Rule != nil && t.Verdict == "deny":
+	case t.Rule != nil && !verdicts[t.Verdict]:
 		return t, []error{lineError(n, "no rule denies: name the policy alone")}
 	}
 	if t.Policy != "" && !strings.Contains(t.Policy, "/") {

@@ -58,7 +58,7 @@ func TestParseSuiteErrors(t *testing.T) {
 		{suiteHead + "tests:\n" + good + "- 5\n", 1, "line 5: cannot unmarshal"},
 		{suiteHead + "tests:\n" + good + "- {from: a, tu: b}\n", 1, `line 5: unknown field "tu"`},
 		{suiteHead + "tests:\n" + good + "- {from: a}\n" + good, 2, "line 5: a test needs from and to"},
-		{suiteHead + "tests:\n- {from: a, to: b, verdict: drop}\n" + good, 1, `line 4: verdict must be allow or deny, not "drop"`},
+		{suiteHead + "tests:\n- {from: a, to: b, verdict: drop}\n" + good, 1, `line 4: verdict must be allow, deny or would-deny, not "drop"`},
 		{suiteHead + "tests:\n- {from: a, to: b, verdict: allow, rule: 1}\n" + good, 1, "line 4: a rule needs the policy"},
 		{suiteHead + "tests:\n- {from: a, to: b, verdict: deny, policy: p, rule: 1}\n" + good, 1, "line 4: no rule denies"},
 		{suiteHead + "tests:\n- {from: a, to: b, verdict: allow, policy: p, rule: x}\n" + good, 1, "line 4: cannot unmarshal"},
