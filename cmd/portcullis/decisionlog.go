@@ -13,6 +13,12 @@ import (
 	"portcullis/verdict"
 )
 
+// What --record may say.
+const (
+	recordQueued = "queued"
+	recordAll    = "all"
+)
+
 // decisionLogFlags say which decisions are logged, and where.
 type decisionLogFlags struct {
 	to       []string
@@ -25,6 +31,7 @@ type decisionLogFlags struct {
 	audit    string
 	sample   int
 	rate     int
+	record   string
 }
 
 func (d *decisionLogFlags) register(f *pflag.FlagSet) {
@@ -37,6 +44,7 @@ func (d *decisionLogFlags) register(f *pflag.FlagSet) {
 	f.BoolVar(&d.compress, "decision-log-compress", false, "compress rotated files with gzip")
 	f.StringVar(&d.audit, "audit", "all", "which decisions are logged: all, denied or none; a namespace's annotation portcullis.dev/audit goes before it")
 	f.IntVar(&d.sample, "audit-sample", 1, "log one in so many allows")
+	f.StringVar(&d.record, "record", recordQueued, "queued: the connections that pass the queue, which are those of isolated pods; all: also those of pods that no policy isolates, by conntrack's word")
 	f.IntVar(&d.rate, "audit-rate", 0, "how many records a second are written at most; 0 for any number")
 }
 
@@ -64,6 +72,10 @@ func (d *decisionLogFlags) check() error {
 		return fmt.Errorf("--audit %q: want all, denied or none", d.audit)
 	case d.sample < 1:
 		return fmt.Errorf("--audit-sample %d: one in how many allows?", d.sample)
+	case d.record != recordQueued && d.record != recordAll:
+		return fmt.Errorf("--record %q: want %s or %s", d.record, recordQueued, recordAll)
+	case d.record == recordAll && len(d.to) == 0:
+		return fmt.Errorf("--record %s needs a --decision-log to write to", recordAll)
 	case d.rate < 0:
 		return fmt.Errorf("--audit-rate %d is below zero", d.rate)
 	}

@@ -70,6 +70,7 @@ func (a *agent) describe(w io.Writer) {
 	for _, p := range a.state.problems {
 		fmt.Fprintf(w, "[!] %s: %s\n", p.Object, oneLine(p.Err))
 	}
+	a.describeRecord(w)
 	if a.state.rules {
 		fmt.Fprintf(w, "[i] rules: in place, backend %s\n", a.kernel.Backend())
 	}

@@ -41,6 +41,8 @@ type agent struct {
 
 	mu     sync.Mutex
 	queues *filter.Queues
+	// recorder is nil unless connections that aren't queued are recorded.
+	recorder *filter.Recorder
 	state  agentState
 }
 
@@ -52,6 +54,7 @@ type agentState struct {
 	sets     error // what keeps the sets of isolated pods from being right
 	bridges  error // what keeps bridged pods from being judged
 	repair   error // what the last look at the kernel ended with
+	record   error // what keeps connections that aren't queued from being recorded
 	pods     int
 	policies int
 	isolated int
@@ -184,6 +187,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	if err := a.bind(); err != nil {
 		return err
 	}
+	a.record()
 	// noteParts asks for its error.
 	_ = a.kernel.SetIsolated(isolated)
 	a.noteParts()
@@ -284,6 +288,7 @@ func (a *agent) repair() {
 	if !installed {
 		return
 	}
+	a.record()
 	repaired, err := a.kernel.Repair() // which logs what it mends
 	a.metrics.repaired(len(repaired))
 	a.mu.Lock()
@@ -338,7 +343,7 @@ func (a *agent) close() error {
 	if a.queues != nil {
 		errs = append(errs, a.queues.Close())
 	}
-	errs = append(errs, a.audit.Close())
+	errs = append(errs, a.recorder.Close(), a.audit.Close())
 	sayClosed(a.log, a.audit.Stats())
 	a.log.Info("stopped", "gate", map[bool]string{true: "open", false: "closed"}[a.options.failOpen])
 	return errors.Join(errs...)

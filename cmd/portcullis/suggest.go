@@ -17,9 +17,10 @@ numbers. A comment at each rule is its evidence.
 
 A policy isolates in the directions in which the log judged the workload, and so
 denies there what the log didn't see: let the log run long enough to have seen
-everything. An agent logs all connections of pods that some policy isolates.
-Workloads that none isolates get a suggestion only with --complete, which says
-that the log holds all connections of all pods.
+everything. An agent logs all connections of pods that some policy isolates, and
+with --record all those of the others too. Workloads of which the log holds no
+connection of either kind get a suggestion only with --complete, which says that
+the log holds all connections of all pods.
 
 The policies are meant in place of those in force. "portcullis replay" with them
 as --policies tells what they would have done.
@@ -83,9 +84,9 @@ func checkPrefixes(o *whatif.SuggestOptions) error {
 func noteSuggested(w io.Writer, r *whatif.SuggestReport) {
 	switch n := len(r.Unisolated); {
 	case n == 1:
-		fmt.Fprintf(w, "note: nothing is suggested for %s: no policy isolates it, so the log may lack connections of it; --complete says that it doesn't\n", r.Unisolated[0])
+		fmt.Fprintf(w, "note: nothing is suggested for %s: no policy isolates it, so the log may lack connections of it, unless an agent with --record all wrote it; --complete says that it doesn't\n", r.Unisolated[0])
 	case n > 1:
-		fmt.Fprintf(w, "note: nothing is suggested for %s and %d more: no policy isolates them, so the log may lack connections of theirs; --complete says that it doesn't\n", r.Unisolated[0], n-1)
+		fmt.Fprintf(w, "note: nothing is suggested for %s and %d more: no policy isolates them, so the log may lack connections of theirs, unless an agent with --record all wrote it; --complete says that it doesn't\n", r.Unisolated[0], n-1)
 	}
 	if r.Inadmissible > 0 {
 		fmt.Fprintf(w, "note: connections that were allowed and that no rule can admit (incomplete packets, port 0): %d\n", r.Inadmissible)

@@ -53,6 +53,9 @@ func appendRecord(b []byte, node string, labels bool, r *Record) []byte {
 	if r.Snapshot != nil {
 		l.number(`,"generation":`, r.Snapshot.Generation())
 	}
+	if r.Observed {
+		l.raw(`,"observed":true`)
+	}
 	return l.b
 }
 
@@ -71,10 +74,13 @@ func appendTally(b []byte, t tally) []byte {
 }
 
 // appendMissing writes that decisions are missing from the log.
-func appendMissing(b []byte, node string, now time.Time, suppressed, lost uint64) []byte {
+func appendMissing(b []byte, node string, now time.Time, m missing) []byte {
 	l := line{b: appendHead(b, "missing", now.UnixNano(), node)}
-	l.number(`,"suppressed":`, suppressed)
-	l.number(`,"lost":`, lost)
+	l.number(`,"suppressed":`, m.suppressed)
+	l.number(`,"lost":`, m.lost)
+	if m.unseen > 0 {
+		l.number(`,"unseen":`, m.unseen)
+	}
 	return append(l.b, "}\n"...)
 }
 

@@ -76,7 +76,7 @@ type Log struct {
 	stopped chan struct{}
 	closing sync.Once
 
-	unselected, sampled, suppressed, held atomic.Uint64
+	unselected, sampled, suppressed, held, unseen atomic.Uint64
 }
 
 // Stats counts decisions by what became of them. Those that are in none of the
@@ -140,7 +140,7 @@ func (l *Log) Stats() (s Stats) {
 		return s
 	}
 	s = Stats{Unselected: l.unselected.Load(), Sampled: l.sampled.Load(), Suppressed: l.suppressed.Load(), Held: l.held.Load()}
-	_, inRings := l.missing()
+	inRings := l.missing().lost
 	for _, sink := range l.sinks {
 		one := sink.stats()
 		one.Lost += inRings
@@ -151,11 +151,20 @@ func (l *Log) Stats() (s Stats) {
 
 // missing tells what no sink was given though it was to be logged: what the rate
 // suppressed, and what found a ring full.
-func (l *Log) missing() (suppressed, lost uint64) {
+func (l *Log) missing() missing {
+	m := missing{suppressed: l.suppressed.Load(), unseen: l.unseen.Load()}
 	for _, r := range l.allRings() {
-		lost += r.Lost()
+		m.lost += r.Lost()
 	}
-	return l.suppressed.Load(), lost
+	return m
+}
+
+// Unseen notes that so many connections, which were to be recorded, couldn't be
+// told of, so that the log tells it.
+func (l *Log) Unseen(n uint64) {
+	if l != nil {
+		l.unseen.Add(n)
+	}
 }
 
 // Close writes what is in the rings and windows and ends the log. Stop the

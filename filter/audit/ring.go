@@ -14,6 +14,9 @@ type Record struct {
 	Flow     verdict.Flow
 	Decision verdict.Decision
 	Snapshot *verdict.Snapshot // by which it was decided; nil before the first
+	// Observed says that the connection wasn't queued, and needn't have been:
+	// conntrack told of it.
+	Observed bool
 }
 
 // refresh names the ends as the decision's snapshot has them: a cached decision

@@ -101,7 +101,7 @@ func TestSchema(t *testing.T) {
 	lines := []string{string(lineOf("n1", x)), string(lineOf("n1", y)), string(lineOf("n1", truncated)), string(lineOf("", x)),
 		string(appendTally(appendRecord(nil, "n1", true, &x), tally{count: 3, last: x.Time + 1})),
 		string(appendTally(appendRecord(nil, "n1", true, &y), tally{count: 1, sample: 10})),
-		string(appendMissing(nil, "n1", time.Now(), 1, 0))}
+		string(appendMissing(nil, "n1", time.Now(), missing{suppressed: 1}))}
 	for _, line := range lines {
 		if err := valid(schema, line); err != nil {
 			t.Errorf("%v: %s", err, line)

@@ -19,6 +19,17 @@ const (
 	tornEnd = "~\n"
 )
 
+// missing is what a log lacks.
+type missing struct {
+	suppressed uint64 // more than the rate allows
+	lost       uint64 // decisions
+	unseen     uint64 // connections that the recorder wasn't told of
+}
+
+func (m missing) minus(other missing) missing {
+	return missing{m.suppressed - other.suppressed, m.lost - other.lost, m.unseen - other.unseen}
+}
+
 // batch is some lines, and of how many decisions each one tells. It is shared by
 // the sinks and never changed once handed over.
 type batch struct {
@@ -40,7 +51,7 @@ type sink struct {
 	name    string
 	w       io.Writer
 	node    string
-	missing func() (suppressed, lost uint64) // before any sink
+	missing func() missing // before any sink
 
 	mu        sync.Mutex
 	queue     []batch
@@ -53,13 +64,13 @@ type sink struct {
 	stopped chan struct{}
 
 	// What follows belongs to the sink's goroutine.
-	torn                     bool // the last write ended inside a line
-	toldSuppressed, toldLost uint64
+	torn bool // the last write ended inside a line
+	told missing
 
 	written, lost, failures atomic.Uint64
 }
 
-func newSink(s Sink, node string, missing func() (suppressed, lost uint64)) *sink {
+func newSink(s Sink, node string, missing func() missing) *sink {
 	n := &sink{name: s.Name, w: s.W, node: node, missing: missing,
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), stopped: make(chan struct{})}
 	go n.run()
@@ -186,13 +197,13 @@ func (s *sink) write(lines []byte) (whole int) {
 // tellMissing writes how many decisions are missing from this sink since it last
 // said so, if any are. What it can't write is told the next time.
 func (s *sink) tellMissing() {
-	suppressed, lost := s.missing()
-	lost += s.lost.Load()
-	if suppressed == s.toldSuppressed && lost == s.toldLost {
+	now := s.missing()
+	now.lost += s.lost.Load()
+	if now == s.told {
 		return
 	}
-	line := appendMissing(nil, s.node, time.Now(), suppressed-s.toldSuppressed, lost-s.toldLost)
+	line := appendMissing(nil, s.node, time.Now(), now.minus(s.told))
 	if s.write(line) == 1 {
-		s.toldSuppressed, s.toldLost = suppressed, lost
+		s.told = now
 	}
 }

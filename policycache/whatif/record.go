@@ -31,6 +31,9 @@ type Record struct {
 	ICMPCode *uint8    `json:"icmpCode,omitempty"`
 	// Count is how many connections the record stands for; absent, it is one.
 	Count uint64 `json:"count,omitempty"`
+	// Observed says that the connection wasn't queued: no policy isolated its ends
+	// there, and the agent recorded all connections.
+	Observed bool `json:"observed,omitempty"`
 
 	proto    verdict.Protocol
 	src, dst netip.Addr // the zero Addr where the packet's couldn't be read
@@ -119,13 +122,13 @@ func Read(log io.Reader, use func(*Record), complain func(line int, err error)) 
 func notADecision(line []byte) (missing uint64, is bool) {
 	var l struct {
 		Kind, Level, Msg, Verdict string
-		Suppressed, Lost          uint64
+		Suppressed, Lost, Unseen  uint64
 	}
 	// What isn't JSON is a record's complaint.
 	if json.Unmarshal(line, &l) != nil || l.Verdict != "" {
 		return 0, false
 	}
-	return l.Suppressed + l.Lost, l.Kind == "missing" || l.Level != "" && l.Msg != ""
+	return l.Suppressed + l.Lost + l.Unseen, l.Kind == "missing" || l.Level != "" && l.Msg != ""
 }
 
 // parse reads a line and checks all that judging it needs.

@@ -42,7 +42,8 @@ type SuggestReport struct {
 	// NotPlaced are those whose ends aren't in the state any more.
 	NotPlaced []NotPlaced
 	// Unisolated are workloads without a suggestion because no policy isolates
-	// them, so that the log need not hold all of their connections; sorted.
+	// them and no agent recorded what isn't judged, so that the log need not hold
+	// all of their connections; sorted.
 	Unisolated []string
 }
 
@@ -50,9 +51,10 @@ type SuggestReport struct {
 type subject struct {
 	group *group
 	// isolated tells whether some policy isolates it in some direction: then
-	// the agents judge and log all of its connections.
-	isolated        bool
-	egress, ingress evidence
+	// the agents judge and log all of its connections. recorded tells whether an
+	// agent recorded those that aren't judged, too.
+	isolated, recorded bool
+	egress, ingress    evidence
 }
 
 // evidence is what was seen in one direction.
@@ -107,6 +109,7 @@ func (g *Suggest) Add(r *Record) {
 	note := func(of *group, direction string, side *Side, e *evidence, other peer) {
 		s := g.subjects[of]
 		s.isolated = s.isolated || side != nil && side.Isolated
+		s.recorded = s.recorded || r.Observed
 		e.judged = true
 		switch {
 		case r.exempt():
@@ -199,7 +202,7 @@ func (g *Suggest) sorted() []*subject {
 
 // suggests tells whether a subject's connections are all in the log, so that a
 // policy which admits those, and no others, breaks nothing.
-func (g *Suggest) suggests(s *subject) bool { return s.isolated || g.options.Complete }
+func (g *Suggest) suggests(s *subject) bool { return s.isolated || s.recorded || g.options.Complete }
 
 // rule is peers that were seen on the same ports.
 type rule struct {
