@@ -236,14 +236,14 @@ type line struct {
 		Kind, Node         string
 		Labels             map[string]string
 	}
-	Egress, Ingress *side
-	Cached          bool
-	LatencyNs       int64
-	Time, LastTime  time.Time
-	Generation      uint64
-	Count           uint64
-	Suppressed      uint64
-	Lost            uint64
+	Egress, Ingress  *side
+	Cached, Observed bool
+	LatencyNs        int64
+	Time, LastTime   time.Time
+	Generation       uint64
+	Count            uint64
+	Suppressed       uint64
+	Lost             uint64
 }
 
 type side struct {
