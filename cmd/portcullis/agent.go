@@ -36,6 +36,7 @@ type agentOptions struct {
 	cniResults  string
 	decisions   decisionLogFlags
 	auditOnly   bool
+	events      bool
 	http        string
 	logs        logFlags
 }
@@ -91,6 +92,7 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.cniResults, "cni-results", "", "directory of the CNI plugins' results, usually /var/lib/cni/results: guards a pod before its first container starts")
 	f.StringVar(&o.sysctlDir, "sysctl-dir", filter.SysctlDir, "where the node's sysctls can be written; a container sees its own read-only")
 	f.BoolVar(&o.auditOnly, "audit-only", false, "deny nothing, and log as would-deny what would be denied; the annotation portcullis.dev/mode (enforce or audit-only) of the node, or of a namespace, goes before it")
+	f.BoolVar(&o.events, "events", false, "write Kubernetes events on pods whose connections are denied, for kubectl describe; it needs the right to create and patch events")
 	o.decisions.register(f)
 	f.StringVar(&o.http, "http", "127.0.0.1:9353", "address of /healthz, /readyz and /metrics; empty for none")
 	o.logs.register(f)
@@ -103,6 +105,8 @@ func (o *agentOptions) check() error {
 	switch {
 	case o.cluster.check() != nil:
 		return o.cluster.check()
+	case o.events && o.cluster.manifests != "":
+		return fmt.Errorf("--events needs an API server to write them to, not --manifests")
 	case o.node == "":
 		return fmt.Errorf("--node is missing: name the node whose pods this agent judges")
 	case o.queues < 1:

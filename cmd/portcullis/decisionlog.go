@@ -82,11 +82,11 @@ func (d *decisionLogFlags) check() error {
 	return nil
 }
 
-// open starts the decision log, nil if none is wanted, and gives its file if it
-// has one.
-func (d *decisionLogFlags) open(node string, stdout io.Writer) (*audit.Log, *audit.File, error) {
+// open starts the decision log, nil if none is wanted and nobody is to be told of
+// denials, and gives its file if it has one.
+func (d *decisionLogFlags) open(node string, stdout io.Writer, denied func(*audit.Record)) (*audit.Log, *audit.File, error) {
 	mode, _ := verdict.ParseAudit(d.audit) // check has read it
-	cfg := audit.Config{Node: node, RingSize: d.ring, Labels: d.labels, Window: d.window, Audit: mode, Sample: d.sample, Rate: d.rate}
+	cfg := audit.Config{Node: node, RingSize: d.ring, Labels: d.labels, Window: d.window, Audit: mode, Sample: d.sample, Rate: d.rate, Denied: denied}
 	var file *audit.File
 	for _, to := range d.to {
 		switch to {

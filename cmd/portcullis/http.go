@@ -71,6 +71,7 @@ func (a *agent) describe(w io.Writer) {
 		fmt.Fprintf(w, "[!] %s: %s\n", p.Object, oneLine(p.Err))
 	}
 	a.describeRecord(w)
+	a.describeEvents(w)
 	if a.state.rules {
 		fmt.Fprintf(w, "[i] rules: in place, backend %s\n", a.kernel.Backend())
 	}

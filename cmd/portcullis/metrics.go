@@ -148,6 +148,7 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 	isolated.emit(ch, float64(a.state.isolated))
 	judged.emit(ch, float64(a.state.judged))
 	problems.emit(ch, float64(len(a.state.problems)))
+	a.collectEvents(ch)
 	collectRecord(ch, a.recorder)
 	if a.queues != nil {
 		collectQueues(ch, a.queues.Stats())

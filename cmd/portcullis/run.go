@@ -19,6 +19,7 @@ import (
 	"portcullis/filter/audit"
 	"portcullis/policycache"
 	"portcullis/policycache/cni"
+	"portcullis/policycache/kube"
 	"portcullis/verdict"
 )
 
@@ -33,7 +34,8 @@ type agent struct {
 	engine   *verdict.Engine
 	kernel   *filter.Kernel
 	audit    *audit.Log
-	logFile  *audit.File // nil if the decision log isn't in a file
+	logFile  *audit.File  // nil if the decision log isn't in a file
+	events   *kube.Events // nil unless events are written on denied pods
 	source   source
 	compiler *policycache.Compiler
 	queueCfg filter.QueueConfig
@@ -43,7 +45,7 @@ type agent struct {
 	queues *filter.Queues
 	// recorder is nil unless connections that aren't queued are recorded.
 	recorder *filter.Recorder
-	state  agentState
+	state    agentState
 }
 
 // agentState is what /readyz and /metrics tell of the agent.
@@ -85,6 +87,7 @@ func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.
 	var parts sync.WaitGroup
 	parts.Go(func() { a.repairUntil(ctx) })
 	parts.Go(func() { a.reopenUntil(ctx) })
+	parts.Go(func() { a.eventsUntil(ctx) })
 	err = a.source.run(ctx, func(objects *policycache.Objects) {
 		if err := a.apply(objects); err != nil {
 			select {
@@ -136,7 +139,11 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	if err != nil {
 		return nil, err
 	}
-	decisions, file, err := o.decisions.open(o.node, stdout)
+	events, err := o.openEvents(log)
+	if err != nil {
+		return nil, err
+	}
+	decisions, file, err := o.decisions.open(o.node, stdout, denied(events))
 	if err != nil {
 		return nil, err
 	}
@@ -147,6 +154,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 		kernel:   kernel,
 		audit:    decisions,
 		logFile:  file,
+		events:   events,
 		source:   source,
 		compiler: policycache.NewCompiler(o.node, log),
 		queueCfg: filter.QueueConfig{

@@ -53,6 +53,9 @@ type Config struct {
 	// Rate is how many records a second are written at most, zero for any
 	// number. As many may come at once.
 	Rate int
+	// Denied, unless it is nil, is told of each denied connection that the selection
+	// has, of repeats the first. It must return at once and not keep the record.
+	Denied func(*Record)
 }
 
 // Log writes decisions as lines of JSON. The nil Log is one that is off.
@@ -97,9 +100,9 @@ type SinkStats struct {
 	Failures uint64 // how often the sink refused
 }
 
-// NewLog starts a log; one without sinks is off.
+// NewLog starts a log; one without sinks, and that tells nobody, is off.
 func NewLog(cfg Config) *Log {
-	if len(cfg.Sinks) == 0 {
+	if len(cfg.Sinks) == 0 && cfg.Denied == nil {
 		return nil
 	}
 	if cfg.RingSize <= 0 {
@@ -247,7 +250,9 @@ func (l *Log) decided(rec *Record) {
 	case !l.selected(&rec.Decision):
 		l.unselected.Add(1)
 	case rec.Decision.Verdict == verdict.Deny:
-		l.repeats.add(rec, l.now)
+		if l.repeats.add(rec, l.now) && l.cfg.Denied != nil {
+			l.cfg.Denied(rec)
+		}
 	case rec.Decision.Verdict == verdict.WouldDeny:
 		// It passes, so nobody tries it again.
 		l.emit(l.render(rec), tally{count: 1})

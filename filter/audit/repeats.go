@@ -83,11 +83,12 @@ func newRepeats(window time.Duration, render func(*Record) []byte, emit func([]b
 	return r
 }
 
-// add takes in a denial. What is complete by it is emitted before it returns.
-func (r *repeats) add(rec *Record, now time.Time) {
+// add takes in a denial, and tells whether it is none of those repeated. What is
+// complete by it is emitted before it returns.
+func (r *repeats) add(rec *Record, now time.Time) (first bool) {
 	if r.window <= 0 {
 		r.emit(r.render(rec), tally{count: 1})
-		return
+		return true
 	}
 	key, cause := repeatKey{rec.Flow, rec.Decision.Reason}, causeOf(&rec.Decision)
 	if h, ok := r.open.Peek(key); ok {
@@ -95,12 +96,13 @@ func (r *repeats) add(rec *Record, now time.Time) {
 			h.count++
 			h.last = max(h.last, rec.Time)
 			r.held++
-			return
+			return false
 		}
 		r.open.Remove(key)
 	}
 	r.held++
 	r.open.Add(key, &held{tally: tally{count: 1, last: rec.Time}, cause: cause, line: slices.Clone(r.render(rec)), opened: now})
+	return true
 }
 
 // ended emits a window that leaves the open ones.

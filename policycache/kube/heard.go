@@ -38,6 +38,9 @@ func (h *heard) at(resource string) time.Time {
 // wrap makes a transport that listens along.
 func (h *heard) wrap(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
+		if r.Method != http.MethodGet {
+			return next.RoundTrip(r) // an event being written
+		}
 		// The last element of a list's or watch's path is the resource.
 		resource := path.Base(r.URL.Path)
 		response, err := next.RoundTrip(r)
