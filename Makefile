@@ -72,7 +72,7 @@ cluster-test: cluster ## the DaemonSet's life on two such clusters, one after th
 conformance: cluster .bin/e2e.test .bin/ginkgo ## Kubernetes' own tests of NetworkPolicy, RUNS times, into bench/CONFORMANCE.md
 	RUNS=$(RUNS) K8S=$(K8S) go test -tags conformance ./bench/e2e -run '^TestConformance$$' -count 1 -timeout 3h -v
 
-test-api: control-plane ## the watch of the cluster against a real API server on loopback
+test-api: control-plane .bin/kubectl ## the watch of the cluster against a real API server on loopback
 	go test -tags apiserver ./policycache ./cmd/portcullis -run APIServer -count 1
 
 race: deps ## the same under the race detector, but for what is about timing

@@ -147,7 +147,7 @@ func TestDaemonSet(t *testing.T) {
 // TestOverlays: an overlay differs from the base by what it is for alone.
 func TestOverlays(t *testing.T) {
 	base := daemonSet(t, "kustomize/base")
-	for dir, arg := range map[string]string{"fail-open": "--fail-open", "legacy-iptables": "--iptables-backend=legacy"} {
+	for dir, arg := range map[string]string{"fail-open": "--fail-open", "legacy-iptables": "--iptables-backend=legacy", "events": "--events"} {
 		want := base.DeepCopy()
 		want.Spec.Template.Spec.Containers[0].Args = append(want.Spec.Template.Spec.Containers[0].Args, arg)
 		if got := daemonSet(t, "kustomize/overlays/"+dir); !reflect.DeepEqual(got, want) {
@@ -167,5 +167,19 @@ func TestUninstallReplacesTheAgent(t *testing.T) {
 	first, last := got.Spec.Template.Spec.InitContainers[0], got.Spec.Template.Spec.Containers[0]
 	if first.Image != image || last.Image != image || first.Args[0] != "cleanup" || !slices.Equal(last.Args, []string{"cleanup", "--hold"}) {
 		t.Errorf("it runs %s %v, then %s %v; the agent's image is %s", first.Image, first.Args, last.Image, last.Args, image)
+	}
+}
+
+// TestEventsMayBeWritten: the component gives one right more, and no other.
+func TestEventsMayBeWritten(t *testing.T) {
+	text, err := os.ReadFile("kustomize/components/events/rbac.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var role rbacv1.ClusterRole
+	object(t, text, "ClusterRole", &role)
+	want := []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}}}
+	if !reflect.DeepEqual(role.Rules, want) {
+		t.Errorf("the component gives %+v", role.Rules)
 	}
 }

@@ -29,15 +29,7 @@ import (
 // server, all in a network namespace of their own: the test runs itself again
 // in one.
 func TestAgentOnAPIServer(t *testing.T) {
-	const inside = "PORTCULLIS_TEST_INSIDE"
-	if os.Getenv(inside) == "" {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestAgentOnAPIServer$", "-test.v")
-		cmd.Env = append(os.Environ(), inside+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		out, err := cmd.CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "--- PASS: TestAgentOnAPIServer") {
-			t.Fatalf("%v\n%s", err, out)
-		}
+	if !inside(t) {
 		return
 	}
 	lo, err := netlink.LinkByName("lo")
@@ -103,6 +95,23 @@ func TestAgentOnAPIServer(t *testing.T) {
 	if err != nil || !strings.Contains(string(rules), "NFQUEUE") {
 		t.Errorf("the gate was left open: %v\n%s", err, rules)
 	}
+}
+
+// inside runs the test again in a network namespace of its own, and is true there.
+func inside(t *testing.T) bool {
+	t.Helper()
+	const inside = "PORTCULLIS_TEST_INSIDE"
+	if os.Getenv(inside) != "" {
+		return true
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return false
 }
 
 // populate makes two pods in namespace shop, of which db is isolated.

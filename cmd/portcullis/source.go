@@ -100,6 +100,9 @@ func (d detail) Enabled(ctx context.Context, _ slog.Level) bool {
 }
 
 func (d detail) Handle(ctx context.Context, r slog.Record) error {
+	if !d.Enabled(ctx, r.Level) { // klog doesn't ask for errors
+		return nil
+	}
 	r.Level = slog.LevelDebug
 	return d.Handler.Handle(ctx, r)
 }
