@@ -8,7 +8,7 @@ FUZZTIME ?= 20s
 RUNS ?= 1
 PACKAGES := iptables iproute2 conntrack ipset kmod procps
 
-.PHONY: build image image-twice test manifests control-plane cluster-deps cluster cluster-up cluster-down cluster-test conformance test-api race demo bench bench-tune bench-smoke bench-micro bench-baseline bench-compare bench-allocs fuzz lint fmt deps clean
+.PHONY: build image image-twice test manifests control-plane test-metrics cluster-deps cluster cluster-up cluster-down cluster-test conformance test-api race demo bench bench-tune bench-smoke bench-micro bench-baseline bench-compare bench-allocs fuzz lint fmt deps clean
 
 build: ## the binary, in the working directory
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o portcullis ./cmd/portcullis
@@ -75,6 +75,12 @@ conformance: cluster .bin/e2e.test .bin/ginkgo ## Kubernetes' own tests of Netwo
 test-api: control-plane .bin/kubectl ## the watch of the cluster against a real API server on loopback
 	go test -tags apiserver ./policycache ./cmd/portcullis -run APIServer -count 1
 
+# Debian starts what it installs; the tests run Prometheus in namespaces of their own.
+test-metrics: deps ## alerts, dashboard and README's table, with a real Prometheus that scrapes a real agent
+	@command -v promtool >/dev/null || (apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -q --no-install-recommends prometheus && (systemctl disable --now prometheus prometheus-node-exporter 2>/dev/null || true))
+	go test -tags prometheus ./deploy ./bench/e2e -run Prometheus -count 1
+
 race: deps ## the same under the race detector, but for what is about timing
 	@command -v gcc >/dev/null || (apt-get update -q && apt-get install -y -q --no-install-recommends gcc libc6-dev)
 	CGO_ENABLED=1 go test -race $$(go list ./... | grep -v /bench)
@@ -113,8 +119,8 @@ fuzz: ## each fuzz target for FUZZTIME
 	  echo "== $$p $$f"; go test $$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) || exit 1; done; done
 
 lint:
-	go vet ./... && go vet -tags apiserver,cluster,conformance,proof,allocs ./... && go vet -C deploy/image ./... && go vet -C deploy/cluster ./pause
-	go tool staticcheck -tags apiserver,cluster,conformance,proof,allocs ./...
+	go vet ./... && go vet -tags apiserver,prometheus,cluster,conformance,proof,allocs ./... && go vet -C deploy/image ./... && go vet -C deploy/cluster ./pause
+	go tool staticcheck -tags apiserver,prometheus,cluster,conformance,proof,allocs ./...
 	@test -z "$$(gofmt -l .)" || (echo "not gofmt'ed:"; gofmt -l .; exit 1)
 
 fmt:
