@@ -74,6 +74,6 @@ func (b bothKinds) Write(out *dto.Metric) error {
 	if err := b.native.Write(out); err != nil {
 		return err
 	}
-	out.Histogram.Bucket = classic.Histogram.Bucket
+	out.Histogram.Bucket, out.Histogram.CreatedTimestamp = classic.Histogram.Bucket, nil
 	return nil
 }

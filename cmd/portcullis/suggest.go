@@ -84,9 +84,9 @@ func checkPrefixes(o *whatif.SuggestOptions) error {
 func noteSuggested(w io.Writer, r *whatif.SuggestReport) {
 	switch n := len(r.Unisolated); {
 	case n == 1:
-		fmt.Fprintf(w, "note: nothing is suggested for %s: no policy isolates it, so the log may lack connections of it, unless an agent with --record all wrote it; --complete says that it doesn't\n", r.Unisolated[0])
+		fmt.Fprintf(w, "note: nothing is suggested for %s: no policy isolates it, so the log may lack connections of it; --complete says that it doesn't\n", r.Unisolated[0])
 	case n > 1:
-		fmt.Fprintf(w, "note: nothing is suggested for %s and %d more: no policy isolates them, so the log may lack connections of theirs, unless an agent with --record all wrote it; --complete says that it doesn't\n", r.Unisolated[0], n-1)
+		fmt.Fprintf(w, "note: nothing is suggested for %s and %d more: no policy isolates them, so the log may lack connections of theirs; --complete says that it doesn't\n", r.Unisolated[0], n-1)
 	}
 	if r.Inadmissible > 0 {
 		fmt.Fprintf(w, "note: connections that were allowed and that no rule can admit (incomplete packets, port 0): %d\n", r.Inadmissible)
