@@ -122,11 +122,11 @@ func TestNamespaceFrom(t *testing.T) {
 }
 
 func TestNodeFrom(t *testing.T) {
-	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Annotations: map[string]string{ModeAnnotation: "audit-only"}}}
 	for _, a := range []string{"n1.example.org", "192.168.0.1", "::ffff:192.168.0.1", "fd01::1", "203.0.113.9"} {
 		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Address: a})
 	}
-	if got := fmt.Sprint(*NodeFrom(n)); got != "{n1 [192.168.0.1 fd01::1 203.0.113.9]}" {
+	if got := fmt.Sprint(*NodeFrom(n)); got != "{n1 [192.168.0.1 fd01::1 203.0.113.9] audit-only}" {
 		t.Errorf("got %s", got)
 	}
 }

@@ -25,6 +25,7 @@ import (
 type dice struct {
 	bytes []byte
 	rest  *rand.Rand
+	modes bool // namespaces and nodes have modes
 }
 
 func newDice(seed uint64) *dice { return &dice{rest: rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15))} }
@@ -104,6 +105,7 @@ func (d *dice) namespace(name string) *policycache.Namespace {
 	if d.pct(20) {
 		ns.Labels[corev1.LabelMetadataName] = pick(d, genNamespaces...)
 	}
+	ns.Mode = d.mode()
 	return ns
 }
 
@@ -115,7 +117,15 @@ func (d *dice) node(name string, i int) *policycache.Node {
 	if d.pct(15) {
 		n.Addrs = append(n.Addrs, d.anyAddr())
 	}
+	n.Mode = d.mode()
 	return n
+}
+
+func (d *dice) mode() string {
+	if !d.modes {
+		return ""
+	}
+	return pick(d, "", "", "audit-only", "enforce")
 }
 
 func (d *dice) labels() map[string]string {
@@ -538,13 +548,13 @@ func clone(o *policycache.Objects, deep bool) *policycache.Objects {
 	for k, v := range o.Namespaces {
 		c.Namespaces[k] = v
 		if deep {
-			c.Namespaces[k] = &policycache.Namespace{Name: v.Name, Labels: v.Labels}
+			c.Namespaces[k] = &policycache.Namespace{Name: v.Name, Labels: v.Labels, Mode: v.Mode}
 		}
 	}
 	for k, v := range o.Nodes {
 		c.Nodes[k] = v
 		if deep {
-			c.Nodes[k] = &policycache.Node{Name: v.Name, Addrs: v.Addrs}
+			c.Nodes[k] = &policycache.Node{Name: v.Name, Addrs: v.Addrs, Mode: v.Mode}
 		}
 	}
 	for k, v := range o.Pods {

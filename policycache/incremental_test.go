@@ -24,6 +24,7 @@ func TestIncrementalEqualsFresh(t *testing.T) {
 		t.Run("node="+node, func(t *testing.T) {
 			t.Parallel()
 			d := newDice(uint64(77 + i))
+			d.modes = true
 			r := newRig(node)
 			o := d.town(30)
 			r.engine.Swap(r.compiler.Compile(o))

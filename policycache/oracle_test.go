@@ -96,7 +96,7 @@ func oracle(o *policycache.Objects, node string, f verdict.Flow) answer {
 	isolated := a.Egress.Isolated || a.Ingress.Isolated
 	switch exempt := oracleExemption(o, src, dst, f); {
 	case unreadable:
-		a.Verdict, a.Reason = verdict.Deny, f.Defect
+		a.Verdict, a.Reason = oracleDenial(oracleNodeMode(o, node) == "audit-only"), f.Defect
 	case exempt != verdict.ReasonNone:
 		a.Verdict, a.Reason = verdict.Allow, exempt
 		a.Egress.Verdict, a.Egress.AllowedBy = verdict.Allow, verdict.RuleRef{}
@@ -104,11 +104,11 @@ func oracle(o *policycache.Objects, node string, f verdict.Flow) answer {
 	case !isolated:
 		a.Verdict, a.Reason = verdict.Allow, verdict.ReasonNotIsolated
 	case f.Defect != verdict.ReasonNone:
-		a.Verdict, a.Reason = verdict.Deny, f.Defect
+		a.Verdict, a.Reason = oracleDenial(a.Egress.Verdict != verdict.Deny && a.Ingress.Verdict != verdict.Deny), f.Defect
 	case a.Egress.Verdict == verdict.Allow && a.Ingress.Verdict == verdict.Allow:
 		a.Verdict, a.Reason = verdict.Allow, verdict.ReasonRule
 	default:
-		a.Verdict, a.Reason = verdict.Deny, verdict.ReasonNoRule
+		a.Verdict, a.Reason = oracleDenial(a.Egress.Verdict != verdict.Deny && a.Ingress.Verdict != verdict.Deny), verdict.ReasonNoRule
 	}
 	return a
 }
@@ -195,18 +195,42 @@ func oracleSide(o *policycache.Objects, node string, dir networkingv1.PolicyType
 	if len(keys) == 0 {
 		return s
 	}
-	s.Isolated, s.Verdict, s.Policies = true, verdict.Deny, strings.Join(keys, ",")
+	denial := oracleDenial(oracleAuditOnly(o, pod))
+	s.Isolated, s.Verdict, s.Policies = true, denial, strings.Join(keys, ",")
 	if f.Defect != verdict.ReasonNone {
 		return s
 	}
 	for _, key := range keys {
 		for i, r := range oracleRules(o.Policies[key], dir) {
-			if s.Verdict == verdict.Deny && oracleRuleAllows(o, o.Policies[key].Namespace, dir, r, src, dst, f) {
+			if s.Verdict == denial && oracleRuleAllows(o, o.Policies[key].Namespace, dir, r, src, dst, f) {
 				s.Verdict, s.AllowedBy = verdict.Allow, verdict.RuleRef{Policy: key, Rule: i}
 			}
 		}
 	}
 	return s
+}
+
+func oracleDenial(auditOnly bool) verdict.Verdict {
+	if auditOnly {
+		return verdict.WouldDeny
+	}
+	return verdict.Deny
+}
+
+// oracleAuditOnly: what a pod's namespace says of its mode counts, or else what its
+// node says.
+func oracleAuditOnly(o *policycache.Objects, p *policycache.Pod) bool {
+	if ns := o.Namespaces[p.Namespace]; ns != nil && ns.Mode != "" {
+		return ns.Mode == "audit-only"
+	}
+	return oracleNodeMode(o, p.Node) == "audit-only"
+}
+
+func oracleNodeMode(o *policycache.Objects, node string) string {
+	if n := o.Nodes[node]; n != nil {
+		return n.Mode
+	}
+	return ""
 }
 
 // oracleIsolating lists the policies, sorted, that isolate a pod in a

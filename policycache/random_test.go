@@ -151,7 +151,9 @@ func TestCompiledVersusOracle(t *testing.T) {
 			t.Parallel()
 			hits, asked := 0, false
 			for seed := *seedFlag + shard; seed < *seedFlag+*clustersFlag; seed += shards {
-				n, o, bad := story(newDice(seed), 6, 12)
+				d := newDice(seed)
+				d.modes = seed%2 == 0
+				n, o, bad := story(d, 6, 12)
 				if bad != nil {
 					report(t, fmt.Sprintf("-seed %d -clusters 1", seed), o, bad)
 				}

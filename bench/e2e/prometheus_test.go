@@ -196,7 +196,9 @@ func alertQueries(t *testing.T) (all []asked) {
 		t.Fatal(err)
 	}
 	var file struct {
-		Groups []struct{ Rules []struct{ Alert, Expr string } }
+		Groups []struct {
+			Rules []struct{ Alert, Expr string }
+		}
 	}
 	if err := yaml.Unmarshal(text, &file); err != nil {
 		t.Fatal(err)

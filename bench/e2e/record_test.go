@@ -14,12 +14,12 @@ import (
 
 // recordWorld has pods that no policy isolates, a host outside, and a Service of
 // the database, as kube-proxy would make it.
-func recordWorld(t *testing.T, name string) *world {
+func recordWorld(t *testing.T, name string, mode lab.Mode) *world {
 	t.Helper()
 	w := newWorld(t, name)
-	w.pod(lab.Routed, "a/web", 11, "app=web")
-	w.pod(lab.Routed, "a/db", 12, "app=db")
-	w.pod(lab.Routed, "b/free", 13, "app=free")
+	w.pod(mode, "a/web", 11, "app=web")
+	w.pod(mode, "a/db", 12, "app=db")
+	w.pod(mode, "b/free", 13, "app=free")
 	w.host("outside", "172.17.0.5", "fd00:17::5")
 	w.command("iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.1", "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", w.lab.IP4("a/db").String()+":6379")
 	return w
@@ -59,8 +59,15 @@ func (w *world) summaries() map[string]int {
 // TestRecordAll records before any policy exists, has policies suggested by that,
 // and holds them against the log and the wire.
 func TestRecordAll(t *testing.T) {
-	t.Parallel()
-	w := recordWorld(t, "record")
+	for name, mode := range map[string]lab.Mode{"routed": lab.Routed, "bridged": lab.Bridged} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			recordsAll(t, recordWorld(t, "record-"+name, mode))
+		})
+	}
+}
+
+func recordsAll(t *testing.T, w *world) {
 	w.start("--record", "all")
 	w.expect(recordTraffic)
 	want := map[string]int{

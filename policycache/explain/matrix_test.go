@@ -5,8 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"portcullis/policycache"
 )
 
 func TestMatrixText(t *testing.T) {
@@ -131,5 +137,27 @@ func TestMatrixCellAllocations(t *testing.T) {
 	allocs := testing.AllocsPerRun(100, func() { marks = m.mark(&m.pods[0], &m.pods[1]) })
 	if allocs != 0 || marks == "" {
 		t.Errorf("%v allocations for a cell %q", allocs, marks)
+	}
+}
+
+// TestMatrixAuditOnly has a mark of its own for what passes in audit-only mode.
+func TestMatrixAuditOnly(t *testing.T) {
+	o := policycache.NewObjects()
+	addPod(o, "shop/db", "10.0.0.2")
+	addPod(o, "shop/api", "10.0.0.3")
+	o.Namespaces["shop"] = &policycache.Namespace{Name: "shop", Mode: "audit-only"}
+	o.Policies["shop/closed"] = &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "closed"},
+		Spec: networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}}
+	c := New(o, policycache.NewCompiler("", slog.New(slog.DiscardHandler)).Compile(o), "")
+	m, err := c.Matrix("TCP", "80", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := m.WriteText(&b); err != nil {
+		t.Fatal(err)
+	}
+	if text := b.String(); !strings.Contains(text, "~  would be denied") || !strings.Contains(text, "1  shop/api  - ~\n2  shop/db   ~ -\n") {
+		t.Errorf("got\n%s", text)
 	}
 }

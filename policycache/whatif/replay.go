@@ -28,6 +28,9 @@ type Report struct {
 	Unchanged   uint64 `json:"unchanged"`
 	Denied      uint64 `json:"wouldBeDenied"`
 	Allowed     uint64 `json:"wouldBeAllowed"`
+	// AuditOnly are those, of the unchanged, that policy denies and that passed in
+	// audit-only mode.
+	AuditOnly uint64 `json:"passedInAuditOnly"`
 	// StandIns are those, of the numbers above, whose pod has gone and that
 	// were judged by another pod of its workload.
 	StandIns  uint64      `json:"judgedByStandIns"`
@@ -94,6 +97,9 @@ func (p *Replay) Add(r *Record) {
 	switch now := verdicts[proposed.Verdict]; {
 	case now == r.allowed():
 		p.report.Unchanged += r.Count
+		if r.Verdict == verdict.WouldDeny.String() {
+			p.report.AuditOnly += r.Count
+		}
 		return
 	case now:
 		p.report.Allowed += r.Count
@@ -208,6 +214,9 @@ func (r *Report) WriteText(w io.Writer) error {
 	}
 	fmt.Fprintf(&b, "%s: %d would be denied, %d would be allowed, %d unchanged, %d can't be judged\n",
 		connections(r.Connections), r.Denied, r.Allowed, r.Unchanged, r.Connections-r.Judged())
+	if r.AuditOnly > 0 {
+		fmt.Fprintf(&b, "  denied still, and passed in audit-only mode alone: %d\n", r.AuditOnly)
+	}
 	if r.StandIns > 0 {
 		fmt.Fprintf(&b, "  judged by another pod of the workload, theirs being gone: %d\n", r.StandIns)
 	}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"portcullis/policycache"
 )
 
 // proposed is a state in which only the web's pods reach the database, which
@@ -106,7 +108,7 @@ func TestReplayGroups(t *testing.T) {
 }
 
 func TestReportText(t *testing.T) {
-	r := Report{Connections: 20, StandIns: 2}
+	r := Report{Connections: 20, StandIns: 2, AuditOnly: 3}
 	for i := range 12 {
 		r.NotPlaced = append(r.NotPlaced, NotPlaced{fmt.Sprint("reason ", i), 1})
 	}
@@ -114,9 +116,27 @@ func TestReportText(t *testing.T) {
 	if err := r.WriteText(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"20 connections: 0 would be denied, 0 would be allowed, 0 unchanged, 20 can't be judged\n", "gone: 2\n", "1, reason 9\n", "for other reasons: 2\n"} {
+	for _, want := range []string{"20 connections: 0 would be denied, 0 would be allowed, 0 unchanged, 20 can't be judged\n", "gone: 2\n", "audit-only mode alone: 3\n", "1, reason 9\n", "for other reasons: 2\n"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%q lacks %q", b.String(), want)
+		}
+	}
+}
+
+// TestReplayAuditOnly: what passed in audit-only mode and is denied by policy, then
+// and in the proposed state, in whatever mode, is no change, and is counted.
+func TestReplayAuditOnly(t *testing.T) {
+	for _, mode := range []string{"", "audit-only"} {
+		o := world(t, proposed)
+		o.Namespaces["shop"] = &policycache.Namespace{Name: "shop", Mode: mode}
+		r := NewReplay(NewState(o, ""))
+		readAll(t, r.Add, "would-deny/no-rule I 203.0.113.9 10.0.0.2=shop/db-0 TCP 5432 4", "allow/rule I 203.0.113.9 10.0.0.2=shop/db-0 TCP 5432 2")
+		report := r.Report()
+		if report.AuditOnly != 4 || report.Unchanged != 4 || report.Denied != 2 {
+			t.Errorf("mode %q: %+v", mode, report)
+		}
+		if want := map[string]string{"": "deny", "audit-only": "would-deny"}[mode]; report.Changes[0].Proposed.Verdict != want {
+			t.Errorf("mode %q: proposed %+v", mode, report.Changes[0].Proposed)
 		}
 	}
 }

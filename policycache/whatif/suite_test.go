@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"portcullis/policycache"
 )
 
 const suiteHead = "apiVersion: portcullis.dev/v1\nkind: PolicyTest\n"
@@ -104,6 +106,7 @@ func TestRunSuite(t *testing.T) {
 		{"{from: a, to: d, port: 80, verdict: deny}", `to: there is no pod "default/d"; did you mean default/a or default/b or default/c?`},
 		{"{from: a, to: b, port: http, verdict: deny}", `pod default/b has no TCP port named "http": its ports have no names`},
 		{"{from: a, to: b, verdict: deny, protocol: icmp}", ""},
+		{"{from: a, to: b, port: 82, verdict: would-deny}", "want would-deny, got deny (no-rule): ingress isolated by default/b"},
 	} {
 		s, errs := ParseSuite([]byte(suiteHead + "tests: [" + tt.test + "]\n"))
 		if len(errs) > 0 {
@@ -178,5 +181,29 @@ func TestWriteJUnit(t *testing.T) {
 	var back junitReport
 	if err := xml.Unmarshal(b.Bytes(), &back); err != nil || back.Suites[0].Cases[0].Name != `<"a"> & b` || b.String() != want {
 		t.Errorf("%v:\n%s", err, b.String())
+	}
+}
+
+// TestRunSuiteAuditOnly: in audit-only mode would-deny is what a test expects, and
+// it exercises what a denial does.
+func TestRunSuiteAuditOnly(t *testing.T) {
+	o := world(t, tested)
+	o.Namespaces["default"] = &policycache.Namespace{Name: "default", Mode: "audit-only"}
+	state := NewState(o, "")
+	for test, want := range map[string]string{
+		"{from: a, to: b, port: 82, verdict: would-deny, policy: b}": "",
+		"{from: a, to: b, port: 82, verdict: would-deny, policy: c}": "want would-deny by default/c, got would-deny (no-rule): ingress isolated by default/b",
+		"{from: a, to: b, port: 82, verdict: deny}":                  "want deny, got would-deny (no-rule): ingress isolated by default/b",
+	} {
+		s, errs := ParseSuite([]byte(suiteHead + "tests: [" + test + "]\n"))
+		if len(errs) > 0 {
+			t.Fatal(test, errs)
+		}
+		if got := s.Run("f", state, NewCoverage()).Tests[0].Failure; got != want {
+			t.Errorf("%s: got %q, want %q", test, got, want)
+		}
+	}
+	if _, errs := ParseSuite([]byte(suiteHead + "tests: [{from: a, to: b, port: 82, verdict: would-deny, policy: b, rule: 0}]\n")); len(errs) == 0 {
+		t.Error("a rule that denies is let pass")
 	}
 }

@@ -71,7 +71,7 @@ func podDocument(ns, name, ips string, words []string) string {
 
 // conn is a record in words: "VERDICT/REASON DIRECTIONS SRC DST PROTOCOL PORT",
 // an end being IP or IP=NS/POD. Directions are "e", "i", "ei" or "-"; in capital
-// letters the side was isolated. A port of "-" is none.
+// letters the side was isolated. A reason that ends in "!" is an observed one's. A port of "-" is none.
 func conn(t *testing.T, words string) string {
 	t.Helper()
 	w := strings.Fields(words)
@@ -80,6 +80,7 @@ func conn(t *testing.T, words string) string {
 	}
 	r := Record{Directions: []string{}, Protocol: w[4], Src: connEnd(w[2]), Dst: connEnd(w[3])}
 	r.Verdict, r.Reason, _ = strings.Cut(w[0], "/")
+	r.Reason, r.Observed = strings.CutSuffix(r.Reason, "!")
 	for _, c := range strings.Trim(w[1], "-") {
 		side := &Side{Verdict: r.Verdict, Isolated: c < 'a', Policies: []string{}}
 		if c == 'e' || c == 'E' {
