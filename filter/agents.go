@@ -118,7 +118,7 @@ type place struct {
 
 // Join finds a place for this agent, beside others if they run, and calls open with
 // the number of the first queue that it is to bind: the configured one, or if that
-// range is another agent's the next. It changes nothing that others use. Call it
+// range is another agent's the first free one after it. It changes nothing that others use. Call it
 // before SetIsolated and Install.
 func (k *Kernel) Join(open func(base uint16) error) error {
 	k.ruleLock.Lock()
@@ -135,29 +135,29 @@ func (k *Kernel) Join(open func(base uint16) error) error {
 			return err
 		}
 	}
-	first := int(k.gate.queueBase)
-	for slot := range slots {
-		base := first + slot*k.gate.queues
-		if base+k.gate.queues-1 > LastQueue {
-			break
-		}
-		if len(others) > 0 && (hasSlot(others, slot) || anyBound(base, k.gate.queues)) {
-			continue
-		}
-		sign, err := bindSign(uint16(firstBadge + slot))
-		if err != nil {
-			return explainBind(uint16(firstBadge+slot), err)
-		}
-		if err := open(uint16(base)); err != nil {
-			return errors.Join(err, sign.Close())
-		}
-		k.place.sign, k.place.slot = sign, slot
-		k.setLock.Lock()
-		defer k.setLock.Unlock()
-		k.gate.queueBase, k.gate.slot = uint16(base), slot
-		return nil
+	slot := 0
+	for hasSlot(others, slot) {
+		slot++
 	}
-	return fmt.Errorf("%d agents run on this node already, and no queues from %d on are free beside theirs: stop one", len(others), first)
+	base := int(k.gate.queueBase)
+	for len(others) > 0 && anyBound(base, k.gate.queues) {
+		base += k.gate.queues
+	}
+	if slot == slots || base+k.gate.queues-1 > LastQueue {
+		return fmt.Errorf("%d agents run on this node already, and no queues from %d on are free beside theirs: stop one", len(others), k.gate.queueBase)
+	}
+	sign, err := bindSign(uint16(firstBadge + slot))
+	if err != nil {
+		return explainBind(uint16(firstBadge+slot), err)
+	}
+	if err := open(uint16(base)); err != nil {
+		return errors.Join(err, sign.Close())
+	}
+	k.place.sign, k.place.slot = sign, slot
+	k.setLock.Lock()
+	defer k.setLock.Unlock()
+	k.gate.queueBase, k.gate.slot = uint16(base), slot
+	return nil
 }
 
 func hasSlot(all []badge, slot int) bool {

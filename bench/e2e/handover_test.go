@@ -151,13 +151,19 @@ func TestStartedTogether(t *testing.T) {
 			for _, p := range running {
 				select {
 				case <-p.Done():
-					w.must(p.Wait(patient))
+					if err := p.Wait(patient); err != nil {
+						w.Fatalf("an agent: %v: %s", err, p.Output())
+					}
 				default:
 					left = append(left, p)
 				}
 			}
 			if len(left) != 1 {
-				return fmt.Errorf("%d run", len(left))
+				var said strings.Builder
+				for _, p := range left {
+					said.WriteString("\n" + p.Output())
+				}
+				return fmt.Errorf("%d run:%s", len(left), said.String())
 			}
 			return nil
 		})
@@ -262,9 +268,12 @@ func TestStandby(t *testing.T) {
 	if err := probe("one"); err == nil {
 		t.Error("the old agent's probe is answered by the new one")
 	}
-	if said := old.Output(); !strings.Contains(said, "standing by") {
-		t.Errorf("the old agent says %s", said)
-	}
+	w.until("the old agent stands by", func() error {
+		if !strings.Contains(old.Output(), "standing by") {
+			return errNotYet
+		}
+		return nil
+	})
 	out, err := w.lab.Command(context.Background(), lab.Node, binary, "cleanup")
 	if err == nil {
 		t.Errorf("cleanup beside two agents: %s", out)
