@@ -38,7 +38,10 @@ var ErrSuperseded = errors.New("another agent has taken over")
 
 // lockPatience bounds how long an agent waits while another works on the rules,
 // which itself may wait for other programs' iptables commands.
-const lockPatience = 30 * time.Second
+const (
+	lockPatience = 30 * time.Second
+	lockRetry    = 20 * time.Millisecond
+)
 
 // badge is an agent that runs.
 type badge struct {
@@ -78,32 +81,43 @@ func bindSign(queue uint16) (*netlink.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	msg, err := configMessage(queue, netlink.Acknowledge, netlink.Attribute{Type: cfgCmd, Data: []byte{cfgCmdBind, 0, 0, 0}})
-	if err == nil {
-		_, err = conn.Execute(msg)
-	}
-	if err != nil {
+	if err := bindEmpty(conn, queue); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	return conn, nil
 }
 
+func bindEmpty(conn *netlink.Conn, queue uint16) error {
+	msg, err := configMessage(queue, netlink.Acknowledge, netlink.Attribute{Type: cfgCmd, Data: []byte{cfgCmdBind, 0, 0, 0}})
+	if err == nil {
+		_, err = conn.Execute(msg)
+	}
+	return err
+}
+
 // lockAgents keeps other agents from working on rules until unlock is called. The
 // lock belongs to the calling thread's network namespace.
+//
+// It tries again on one socket: to close one of this protocol has the kernel wait
+// for the nftables transaction under way, and all transactions for it.
 func lockAgents() (unlock func(), err error) {
-	for end := time.Now().Add(lockPatience); ; time.Sleep(5 * time.Millisecond) {
-		conn, err := bindSign(lockQueue)
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open netfilter netlink: %w", err)
+	}
+	for end := time.Now().Add(lockPatience); ; time.Sleep(lockRetry) {
+		err := bindEmpty(conn, lockQueue)
 		if err == nil {
 			return func() { conn.Close() }, nil
 		}
 		taken := errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY)
-		if _, bound := queueOwner(lockQueue); taken && (bound || time.Now().Before(end)) {
-			if time.Now().After(end) {
-				return nil, fmt.Errorf("another agent has worked on the rules for more than %s: %w", lockPatience, explainBind(lockQueue, err))
+		if late := time.Now().After(end); !taken || late {
+			err = explainBind(lockQueue, err)
+			if late {
+				err = fmt.Errorf("another agent has worked on the rules for more than %s: %w", lockPatience, err)
 			}
-			continue
+			return nil, errors.Join(err, conn.Close())
 		}
-		return nil, explainBind(lockQueue, err)
 	}
 }
 

@@ -25,10 +25,12 @@ type load struct {
 	tried, opened, failed atomic.Int64
 	resent                atomic.Int64 // opened ones of which a SYN was sent again
 	longest               atomic.Int64 // ns, of the opened ones
-	ends                  map[netip.AddrPort]int
 	began                 time.Time
 	lasted                time.Duration
 	err                   error
+
+	mu   sync.Mutex
+	ends map[netip.AddrPort]int // of the opened ones, from where
 
 	end     chan struct{}
 	running sync.WaitGroup
@@ -38,7 +40,6 @@ type load struct {
 type try struct {
 	fd    int
 	since time.Time
-	v6    bool
 }
 
 // load starts one.
@@ -64,6 +65,16 @@ func (l *load) stop() {
 		close(l.end)
 	}
 	l.running.Wait()
+}
+
+// take gives where the connections came from that were opened since the last take,
+// and how many from each.
+func (l *load) take() map[netip.AddrPort]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	taken := l.ends
+	l.ends = map[netip.AddrPort]int{}
+	return taken
 }
 
 func (l *load) String() string {
@@ -110,7 +121,7 @@ func begin(to netip.AddrPort) (t try, err error) {
 	if to.Addr().Is6() {
 		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
 	}
-	t = try{since: time.Now(), v6: to.Addr().Is6()}
+	t = try{since: time.Now()}
 	if t.fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
 		return t, err
 	}
@@ -171,7 +182,9 @@ func (l *load) finish(t try, took time.Duration) {
 		l.longest.Store(int64(took))
 	}
 	if sa, err := unix.Getsockname(t.fd); err == nil {
+		l.mu.Lock()
 		l.ends[addrPort(sa)]++
+		l.mu.Unlock()
 	}
 	l.opened.Add(1)
 }
