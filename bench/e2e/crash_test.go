@@ -39,7 +39,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		if through := allowed.take(); len(through) > 0 {
 			t.Errorf("%d connections were opened while nobody judged", len(through))
 		}
-		opened += count(before)
+		opened += connections(before)
 		w.log += "-next"
 		w.start()
 	}
@@ -60,7 +60,7 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 	// The logs of killed agents lack their last lines; the last one's is whole.
 	if missing := w.unjudged(last, "db", 80, w.log); missing > 0 {
-		t.Errorf("%d of the %d connections opened since the last agent came have no record", missing, count(last))
+		t.Errorf("%d of the %d connections opened since the last agent came have no record", missing, connections(last))
 	}
 }
 
@@ -74,7 +74,7 @@ func (w *world) unjudged(ends map[netip.AddrPort]int, pod string, port uint16, l
 	return missing
 }
 
-func count(ends map[netip.AddrPort]int) (n int) {
+func connections(ends map[netip.AddrPort]int) (n int) {
 	for _, of := range ends {
 		n += of
 	}
@@ -98,7 +98,7 @@ func TestFailOpenUnderLoad(t *testing.T) {
 		}
 		_ = w.stop(syscall.SIGKILL)
 		time.Sleep(away)
-		now := count(denied.take())
+		now := connections(denied.take())
 		if now < 50 {
 			t.Errorf("only %d connections passed an open gate in %s", now, away)
 		}
@@ -126,7 +126,7 @@ func TestFailOpenUnderLoad(t *testing.T) {
 	}
 	last := allowed.take()
 	if missing := w.unjudged(last, "db", 80, w.log); missing > 0 || len(last) == 0 {
-		t.Errorf("%d of the %d connections opened under the last agent have no record", missing, count(last))
+		t.Errorf("%d of the %d connections opened under the last agent have no record", missing, connections(last))
 	}
 }
 
