@@ -154,10 +154,10 @@ func (k *Kernel) Join(open func(base uint16) error) error {
 		slot++
 	}
 	base := int(k.gate.queueBase)
-	for len(others) > 0 && anyBound(base, k.gate.queues) {
-		base += k.gate.queues
+	for len(others) > 0 && anyBound(base, k.gate.span()) {
+		base += k.gate.span()
 	}
-	if slot == slots || base+k.gate.queues-1 > LastQueue {
+	if slot == slots || base+k.gate.span()-1 > LastQueue {
 		return fmt.Errorf("%d agents run on this node already, and no queues from %d on are free beside theirs: stop one", len(others), k.gate.queueBase)
 	}
 	sign, err := bindSign(uint16(firstBadge + slot))

@@ -70,6 +70,10 @@ type gate struct {
 	slot      int // which of the agents on this node: see memberSet.at
 }
 
+// span is how many queue numbers an agent takes.
+func (g gate) span() int { return g.queues }
+
+// isolated names the set of isolated addresses that the rules look into.
 func (g gate) isolated(fam family) string { return fam.isolated().at(g.slot).name }
 
 // forwardRules are the rules of the chain that FORWARD and OUTPUT jump to.

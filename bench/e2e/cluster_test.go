@@ -230,7 +230,7 @@ func (c *cluster) podsComeAndGo() {
 	c.kubectl("delete", "pod", "late")
 	c.until("its address has left the set", func() error {
 		ip, _, _ := strings.Cut(late, ":")
-		if sets := c.on(1, "ipset list portcullis-4"); strings.Contains(sets, ip+"\n") {
+		if sets := c.on(1, "ipset list"); strings.Contains(sets, ip+"\n") {
 			return fmt.Errorf("the set holds\n%s", sets)
 		}
 		return nil
