@@ -123,12 +123,19 @@ func TestDaemonSet(t *testing.T) {
 	if ds.Spec.UpdateStrategy.Type != appsv1.RollingUpdateDaemonSetStrategyType || agent.Resources.Requests.Cpu().IsZero() || agent.Resources.Requests.Memory().IsZero() {
 		t.Errorf("update %+v, requests %v", ds.Spec.UpdateStrategy, agent.Resources.Requests)
 	}
-	for name, probe := range map[string]*corev1.Probe{"startup": agent.StartupProbe, "liveness": agent.LivenessProbe, "readiness": agent.ReadinessProbe} {
+	if u := ds.Spec.UpdateStrategy.RollingUpdate; u.MaxSurge.String() != "1" || u.MaxUnavailable.String() != "0" || !slices.Contains(agent.Args, "--standby") {
+		t.Errorf("rolling update %+v, arguments %q: the old agent is to hand over to the new one", u, agent.Args)
+	}
+	if p := agent.StartupProbe; p == nil || p.Exec == nil || !slices.Equal(p.Exec.Command, []string{"/usr/local/bin/portcullis", "probe"}) {
+		t.Errorf("startup probe %+v: only the pod's own agent's answer is to count", p)
+	}
+	for name, probe := range map[string]*corev1.Probe{"liveness": agent.LivenessProbe, "readiness": agent.ReadinessProbe} {
 		if probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Host != "127.0.0.1" {
 			t.Errorf("%s probe: %+v; the agent answers on loopback", name, probe)
 		}
 	}
-	if env := agent.Env; len(env) != 1 || env[0].Name != "NODE_NAME" || env[0].ValueFrom.FieldRef.FieldPath != "spec.nodeName" {
+	if env := agent.Env; len(env) != 2 || env[0].Name != "NODE_NAME" || env[0].ValueFrom.FieldRef.FieldPath != "spec.nodeName" ||
+		env[1].Name != "POD_UID" || env[1].ValueFrom.FieldRef.FieldPath != "metadata.uid" {
 		t.Errorf("environment: %+v", env)
 	}
 	mounts := map[string]bool{}
@@ -162,6 +169,10 @@ func TestUninstallReplacesTheAgent(t *testing.T) {
 	base, got := daemonSet(t, "kustomize/base"), daemonSet(t, "kustomize/overlays/uninstall")
 	if got.Name != base.Name || got.Namespace != base.Namespace || !reflect.DeepEqual(got.Spec.Selector, base.Spec.Selector) {
 		t.Errorf("it is another DaemonSet: %s/%s %v", got.Namespace, got.Name, got.Spec.Selector)
+	}
+	// Beside a running agent cleanup refuses, and would never become ready.
+	if u := got.Spec.UpdateStrategy.RollingUpdate; u.MaxSurge.String() != "0" || u.MaxUnavailable.String() != "100%" {
+		t.Errorf("rolling update %+v", u)
 	}
 	image := base.Spec.Template.Spec.Containers[0].Image
 	first, last := got.Spec.Template.Spec.InitContainers[0], got.Spec.Template.Spec.Containers[0]

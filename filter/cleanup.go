@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 )
 
 // Cleanup removes everything that Portcullis ever put into the kernel from the
@@ -20,6 +21,14 @@ func Cleanup(log *slog.Logger, markBits uint32) error {
 	if err := checkCapabilities(); err != nil {
 		return err
 	}
+	unlock, err := lockAgents()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if all := badges(); len(all) > 0 {
+		return fmt.Errorf("queue %d is bound by a process (netlink port %d), the sign of an agent that runs: another agent on this node? stop it first", firstBadge+all[0].slot, all[0].owner)
+	}
 	found := inPlace()
 	if err := found.checkUnattended(); err != nil {
 		return err
@@ -35,7 +44,11 @@ func removeAll(log *slog.Logger, markBits uint32) error {
 	if err := checkIpset(); err != nil {
 		log.Debug("no sets to remove", "reason", err)
 	} else {
-		errs = append(errs, destroySet(4), destroySet(6))
+		for slot := range slots {
+			for _, s := range slices.Concat(family(4).setsAt(slot), family(6).setsAt(slot)) {
+				errs = append(errs, destroySet(s))
+			}
+		}
 	}
 	cleared, err := clearConnmarks(markBits)
 	errs = append(errs, err)

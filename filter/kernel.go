@@ -40,6 +40,7 @@ type Kernel struct {
 	// Who needs both locks takes that of the rules first.
 	ruleLock  sync.Mutex
 	installed map[family]*installed
+	place     place // beside other agents
 
 	setLock  sync.Mutex
 	isolated map[netip.Addr]bool // nil as long as it isn't known
@@ -59,8 +60,8 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 	if err := checkMarkBits(cfg.MarkBits); err != nil {
 		return nil, err
 	}
-	if last := int(cfg.QueueBase) + cfg.Queues - 1; cfg.Queues < 1 || last > 65535 {
-		return nil, fmt.Errorf("queues from %d, %d of them, are not within 0 to 65535: give a lower base or fewer", cfg.QueueBase, cfg.Queues)
+	if last := int(cfg.QueueBase) + 2*cfg.Queues - 1; cfg.Queues < 1 || last > LastQueue {
+		return nil, fmt.Errorf("queues from %d, twice %d of them, are not within 0 to %d: give a lower base or fewer", cfg.QueueBase, cfg.Queues, LastQueue)
 	}
 	if err := checkCapabilities(); err != nil {
 		return nil, err
@@ -74,7 +75,7 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 	}
 	k := &Kernel{
 		log:       cfg.Log,
-		gate:      gate{cfg.QueueBase, cfg.Queues, cfg.FailOpen, cfg.MarkBits},
+		gate:      gate{cfg.QueueBase, cfg.Queues, cfg.FailOpen, cfg.MarkBits, 0},
 		backend:   backend,
 		installed: map[family]*installed{},
 	}
@@ -167,13 +168,14 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 	defer func() { k.setsErr = err }()
 	var errs []error
 	for _, c := range k.commands {
-		made, err := ensureSet(c.fam)
+		set := c.fam.isolated().at(k.gate.slot)
+		made, err := ensureSet(set)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		if made {
-			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, c.fam.set()))
+			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, set.name))
 		}
 		if k.isolated == nil {
 			continue
@@ -184,9 +186,9 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 				want[a] = true
 			}
 		}
-		added, removed, err := fillSet(c.fam, want)
+		added, removed, err := fillSet(set, want)
 		if added+removed > 0 {
-			changes = append(changes, fmt.Sprintf("%s: set %s lacked %d members and had %d too many", c.fam, c.fam.set(), added, removed))
+			changes = append(changes, fmt.Sprintf("%s: set %s lacked %d members and had %d too many", c.fam, set.name, added, removed))
 		}
 		errs = append(errs, err)
 	}
@@ -201,6 +203,11 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 func (k *Kernel) Install() error {
 	k.ruleLock.Lock()
 	defer k.ruleLock.Unlock()
+	unlock, err := lockAgents()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	// A rule can't refer to a set that doesn't exist.
 	if _, err := k.checkSets(); err != nil {
 		return err
@@ -217,15 +224,11 @@ func (k *Kernel) Install() error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return sweepBackend(otherBackend(k.backend))
+	if err := sweepBackend(otherBackend(k.backend)); err != nil {
+		return err
+	}
+	return k.place.own()
 }
-
-// CheckAlone looks whether the rules in place, as another agent would have put
-// them, lead to a queue that a process listens to. Two agents would take turns
-// in replacing each other's rules and members of sets, and where they don't
-// agree who is isolated, the gate would be open half the time. Call it before
-// this process listens itself.
-func (k *Kernel) CheckAlone() error { return inPlace().checkUnattended() }
 
 // checkUnattended gives an error if a process listens to a queue that these rules
 // lead to.
@@ -257,6 +260,12 @@ func (k *Kernel) clearOldMarks() error {
 func (k *Kernel) Repair() (repaired []string, err error) {
 	k.ruleLock.Lock()
 	defer k.ruleLock.Unlock()
+	unlock, err := k.place.lockOwned()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	k.place.sweepSets()
 	repaired, err = k.checkSets()
 	errs := []error{err}
 	for _, c := range k.commands {
@@ -286,10 +295,16 @@ func (k *Kernel) Repair() (repaired []string, err error) {
 }
 
 // Remove opens the gate: rules, sets and the marks on live connections go, of
-// both backends. A later Install or Repair puts the rules in place again.
+// both backends. A later Install or Repair puts the rules in place again. The
+// error is ErrSuperseded, and nothing is removed, if another agent owns them now.
 func (k *Kernel) Remove() error {
 	k.ruleLock.Lock()
 	defer k.ruleLock.Unlock()
+	unlock, err := k.place.lockOwned()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	k.installed = map[family]*installed{}
 	return removeAll(k.log, k.gate.markBits|inPlace().markBits())
 }

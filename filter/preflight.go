@@ -87,7 +87,7 @@ func rehearse(cmds []*command, g gate) (done bool, err error) {
 
 func rehearseHere(cmds []*command, g gate) error {
 	for _, c := range cmds {
-		if err := createSet(c.fam); err != nil {
+		if err := createSet(c.fam.isolated().at(g.slot)); err != nil {
 			return err
 		}
 		if _, err := c.install(g); err != nil {

@@ -60,7 +60,7 @@ func TestPreflightCapabilities(t *testing.T) {
 // backend nothing works without a raw socket, of the other one no match of a set.
 func TestCapabilitiesAreNeeded(t *testing.T) {
 	kernelEach(t, func(t *testing.T, backend string) {
-		kernelOK(t, createSet(4))
+		kernelOK(t, createSet(family(4).isolated()))
 		rule := "iptables-" + backend + " -t mangle -A FORWARD -m set --match-set " + family(4).set() + " src -j DROP"
 		for _, c := range []struct {
 			caps string
@@ -146,7 +146,7 @@ func TestBadConfig(t *testing.T) {
 		want string
 	}{
 		{"no queue", KernelConfig{QueueBase: 1}, "give a lower base or fewer"},
-		{"beyond the last queue", KernelConfig{QueueBase: 65535, Queues: 2}, "give a lower base or fewer"},
+		{"beyond the last queue", KernelConfig{QueueBase: 65525, Queues: 2}, "give a lower base or fewer"},
 		{"one mark bit", KernelConfig{Queues: 1, MarkBits: 1}, "exactly two"},
 		{"backend", KernelConfig{Queues: 1, Backend: "pf"}, "give auto, nft or legacy"},
 	} {

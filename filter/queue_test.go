@@ -414,7 +414,7 @@ func TestQueueConfig(t *testing.T) {
 
 func TestParseKernelTable(t *testing.T) {
 	rows := parseKernelTable([]byte("  100  12345     2 2   512     3     4        9  1\nnonsense\n    1 1 2\n65535 4294967295 0 2 80 0 0 0 1\n"))
-	want := []kernelRow{{100, 12345, 2, 3, 4}, {65535, 4294967295, 0, 0, 0}}
+	want := []kernelRow{{100, 12345, 2, 512, 2, 3, 4}, {65535, 4294967295, 2, 80, 0, 0, 0}}
 	if len(rows) != 2 || rows[0] != want[0] || rows[1] != want[1] {
 		t.Errorf("%+v", rows)
 	}

@@ -127,6 +127,7 @@ type kernelTable struct{ f *os.File }
 type kernelRow struct {
 	queue                         uint16
 	owner                         uint32 // the netlink port that it is bound to
+	mode, copyRange               uint64
 	waiting, dropped, userDropped uint64
 }
 
@@ -162,8 +163,7 @@ func (t *kernelTable) rows() []kernelRow {
 func parseKernelTable(b []byte) (rows []kernelRow) {
 	for line := range bytes.Lines(b) {
 		var r kernelRow
-		var mode, copyRange uint64
-		n, _ := fmt.Sscan(string(line), &r.queue, &r.owner, &r.waiting, &mode, &copyRange, &r.dropped, &r.userDropped)
+		n, _ := fmt.Sscan(string(line), &r.queue, &r.owner, &r.waiting, &r.mode, &r.copyRange, &r.dropped, &r.userDropped)
 		if n == 7 {
 			rows = append(rows, r)
 		}
@@ -173,14 +173,20 @@ func parseKernelTable(b []byte) (rows []kernelRow) {
 
 // queueOwner says which netlink port a queue is bound to, if to any.
 func queueOwner(queue uint16) (owner uint32, ok bool) {
-	b, err := os.ReadFile(kernelTablePath)
-	if err != nil {
-		return 0, false
-	}
-	for _, r := range parseKernelTable(b) {
+	for _, r := range boundQueues() {
 		if r.queue == queue {
 			return r.owner, true
 		}
 	}
 	return 0, false
+}
+
+// boundQueues lists the bound queues of the calling thread's network namespace:
+// none where the kernel's list can't be read.
+func boundQueues() []kernelRow {
+	b, err := os.ReadFile(kernelTablePath)
+	if err != nil {
+		return nil
+	}
+	return parseKernelTable(b)
 }

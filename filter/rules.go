@@ -67,7 +67,14 @@ type gate struct {
 	queues    int
 	failOpen  bool
 	markBits  uint32
+	slot      int // which of the agents on this node: see memberSet.at
 }
+
+// span is how many queue numbers an agent takes.
+func (g gate) span() int { return g.queues }
+
+// isolated names the set of isolated addresses that the rules look into.
+func (g gate) isolated(fam family) string { return fam.isolated().at(g.slot).name }
 
 // forwardRules are the rules of the chain that FORWARD and OUTPUT jump to.
 //
@@ -101,12 +108,12 @@ func (g gate) forwardRules(fam family) [][]string {
 	// sends only others' to this chain. What came in by wire in the node's name
 	// is forged, to be taken for a node's traffic with its own pods. IPv4
 	// routing refuses such packets itself; bridges and IPv6 routing don't.
-	add("-m addrtype --src-type LOCAL -m set --match-set %s dst -j DROP", fam.set())
+	add("-m addrtype --src-type LOCAL -m set --match-set %s dst -j DROP", g.isolated(fam))
 	for _, end := range []string{"src", "dst"} {
-		add("-m conntrack --ctstate INVALID -m set --match-set %s %s -j DROP", fam.set(), end)
+		add("-m conntrack --ctstate INVALID -m set --match-set %s %s -j DROP", g.isolated(fam), end)
 	}
 	for _, end := range []string{"src", "dst"} {
-		add("-m set --match-set %s %s -j NFQUEUE %s", fam.set(), end, g.queueFlags())
+		add("-m set --match-set %s %s -j NFQUEUE %s", g.isolated(fam), end, g.queueFlags())
 	}
 	return rules
 }

@@ -15,27 +15,6 @@ import (
 	"portcullis/bench/lab"
 )
 
-// TestFlushedRulesAreRepaired does to the rules what people do.
-func TestFlushedRulesAreRepaired(t *testing.T) {
-	t.Parallel()
-	for name, damage := range map[string][]string{
-		"flush-table":  {"iptables", "-w", "-t", "mangle", "-F"},
-		"flush-table6": {"ip6tables", "-w", "-t", "mangle", "-F"},
-		"flush-jump":   {"iptables", "-w", "-t", "mangle", "-F", "FORWARD"},
-		"flush-sets":   {"ipset", "flush"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			w := gateWorld(t, name, lab.Routed)
-			w.start()
-			w.expect(gateJudged)
-			w.command(damage...)
-			w.settle(gateJudged)
-			w.expect(gateJudged)
-		})
-	}
-}
-
 // TestCleanup removes everything, twice, and has nothing to say against a
 // namespace in which there is nothing.
 func TestCleanup(t *testing.T) {

@@ -3,43 +3,21 @@ package e2e
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"portcullis/bench/lab"
 )
 
-// TestSecondAgent starts agents where one runs already, wrongly set up in every
-// way: one line says why they can't, and the first goes on undisturbed.
+// TestSecondAgent starts agents where one runs already, each with other flags: each
+// takes over from the one before it.
 func TestSecondAgent(t *testing.T) {
 	t.Parallel()
 	w := gateWorld(t, "second", lab.Routed)
 	w.start()
-	for _, args := range [][]string{{"--node", lab.NodeName}, {"--node", "node-7"}, {"--node", lab.NodeName, "--fail-open"},
-		{"--node", "node-7", "--queue-base=500"}, {"--node", lab.NodeName, "--queue-base=500", "--iptables-backend=legacy"}} {
-		second := w.start2nd(args...)
-		if !strings.Contains(second, "queue") || strings.Contains(second, "goroutine ") {
-			t.Errorf("%v: the second agent doesn't say what is wrong: %s", args, second)
-		}
+	for _, args := range [][]string{{}, {"--fail-open"}, {"--queue-base=500"}, {"--iptables-backend=legacy"},
+		{"--queues=2", "--iptables-backend=nft"}, {"--queues=3", "--mark-bits=0x30000000"}} {
+		w.succeed(args...)
 		w.expect(gateJudged)
 	}
-}
-
-// start2nd runs another agent that must end by itself with an error, and gives
-// what it wrote.
-func (w *world) start2nd(args ...string) string {
-	w.Helper()
-	argv := append([]string{binary, "agent", "--manifests", w.dir, "--http", "127.0.0.1:9354"}, args...)
-	p, err := w.lab.Run(w.Context(), lab.Node, argv...)
-	w.must(err)
-	select {
-	case <-p.Done():
-	case <-time.After(patient):
-		w.Fatalf("%v goes on: %s", args, p.Output())
-	}
-	if err := p.Wait(patient); err == nil {
-		w.Errorf("%v ends as if all were well", args)
-	}
-	return p.Output()
 }
 
 // TestStartingErrors starts agents that can't work: the last line says why,

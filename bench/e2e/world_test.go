@@ -144,7 +144,7 @@ func (w *world) stop(sig syscall.Signal) error {
 	w.must(w.agent.Signal(sig))
 	select {
 	case <-w.agent.Done():
-	case <-time.After(patient):
+	case <-time.After(settled):
 		w.Fatalf("the agent still runs after %s", sig)
 	}
 	return w.agent.Wait(patient)

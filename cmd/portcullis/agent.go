@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"net"
 	"os"
 	"runtime"
@@ -38,6 +37,8 @@ type agentOptions struct {
 	auditOnly   bool
 	events      bool
 	http        string
+	podUID      string
+	standby     bool
 	logs        logFlags
 }
 
@@ -54,7 +55,9 @@ directory of manifests. While the API server is away the last known state stays
 in force.
 
 It is ready (see /readyz of --http) when the state is loaded, the policy
-compiled, the queues bound and the rules in place. On SIGTERM it leaves the gate
+compiled, the queues bound and the rules in place. An agent that runs already hands over: the
+new one takes queues of its own, switches the rules to them, and the old one
+gives the last verdicts that it owes and ends. On SIGTERM an agent leaves the gate
 as --fail-open says: closed, the rules stay, and new connections of isolated
 pods wait for the next agent; open, the rules go.`,
 		Example: `  portcullis agent --manifests /etc/portcullis/cluster --node worker-1 --decision-log -
@@ -80,7 +83,7 @@ pods wait for the next agent; open, the rules go.`,
 func (o *agentOptions) register(f *pflag.FlagSet) {
 	o.cluster.register(f)
 	f.StringVar(&o.node, "node", os.Getenv("NODE_NAME"), "name of this node: the agent judges the pods whose spec.nodeName it is (default $NODE_NAME)")
-	f.IntVar(&o.queueBase, "queue-base", 100, "number of the first NFQUEUE queue")
+	f.IntVar(&o.queueBase, "queue-base", 100, "number of the first NFQUEUE queue; while it takes over from another an agent uses the range after that")
 	f.IntVar(&o.queues, "queues", min(runtime.NumCPU(), 4), "how many queues, each with a worker of its own")
 	f.Uint32Var(&o.queueLength, "queue-length", filter.DefaultMaxLen, "how many packets the kernel holds per queue")
 	f.IntVar(&o.readBuffer, "queue-read-buffer", filter.DefaultReadBuffer, "receive buffer of a queue's socket in bytes")
@@ -94,7 +97,9 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.BoolVar(&o.auditOnly, "audit-only", false, "deny nothing, and log as would-deny what would be denied; the annotation portcullis.dev/mode (enforce or audit-only) of the node, or of a namespace, goes before it")
 	f.BoolVar(&o.events, "events", false, "write Kubernetes events on pods whose connections are denied, for kubectl describe; it needs the right to create and patch events")
 	o.decisions.register(f)
-	f.StringVar(&o.http, "http", "127.0.0.1:9353", "address of /healthz, /readyz and /metrics; empty for none")
+	f.StringVar(&o.http, "http", defaultHTTP, "address of /healthz, /readyz and /metrics; empty for none")
+	f.StringVar(&o.podUID, "pod-uid", os.Getenv("POD_UID"), "the pod that this is, for portcullis probe (default $POD_UID)")
+	f.BoolVar(&o.standby, "standby", false, "having handed over to a newer agent, wait for it to end instead of ending: a DaemonSet's containers must not end")
 	o.logs.register(f)
 }
 
@@ -111,8 +116,8 @@ func (o *agentOptions) check() error {
 		return fmt.Errorf("--node is missing: name the node whose pods this agent judges")
 	case o.queues < 1:
 		return fmt.Errorf("--queues %d: at least one queue is needed", o.queues)
-	case o.queueBase < 0 || o.queueBase+o.queues-1 > math.MaxUint16:
-		return fmt.Errorf("--queue-base %d with %d queues is not within 0 to 65535", o.queueBase, o.queues)
+	case o.queueBase < 0 || o.queueBase+2*o.queues-1 > filter.LastQueue:
+		return fmt.Errorf("--queue-base %d with twice %d queues is not within 0 to %d", o.queueBase, o.queues, filter.LastQueue)
 	case !slices.Contains(backends, o.backend):
 		return fmt.Errorf("--iptables-backend %q: want %s", o.backend, strings.Join(backends, ", "))
 	case o.cacheSize < 0:

@@ -65,8 +65,9 @@ type agentState struct {
 	invalid, isolatedPods, auditOnlyPods int
 }
 
-// runAgent enforces until ctx ends.
-func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.Logger) (err error) {
+// enforce enforces until ctx ends. If a newer agent takes over the error is a
+// *handedOver.
+func enforce(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.Logger) (err error) {
 	// Parts and libraries that say something on their own say it here; what
 	// libraries have to say is detail.
 	slog.SetDefault(log)
@@ -75,7 +76,7 @@ func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, a.close()) }()
+	defer func() { err = a.close(err) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stopHTTP, err := a.serveHTTP(ctx)
@@ -88,6 +89,7 @@ func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.
 	parts.Go(func() { a.repairUntil(ctx) })
 	parts.Go(func() { a.reopenUntil(ctx) })
 	parts.Go(func() { a.eventsUntil(ctx) })
+	parts.Go(func() { a.watchSuccessor(ctx, cancel) })
 	err = a.source.run(ctx, func(objects *policycache.Objects) {
 		if err := a.apply(objects); err != nil {
 			select {
@@ -220,18 +222,18 @@ func countPods(s *verdict.Snapshot, addrs []netip.Addr) (pods, auditOnly int) {
 	return pods, auditOnly
 }
 
-// bind opens the queues, once. Nothing in the kernel is changed before they are
-// ours: an agent that finds another one running must leave that one's gate
-// alone. Only apply calls it.
+// bind opens the queues, once, beside those of an agent that may run already and
+// whose gate is left alone until install. Only apply calls it.
 func (a *agent) bind() error {
 	if a.queues != nil {
 		return nil
 	}
-	if err := a.kernel.CheckAlone(); err != nil {
+	var queues *filter.Queues
+	if err := a.kernel.Join(func(base uint16) (err error) {
+		a.queueCfg.Base = base
+		queues, err = filter.OpenQueues(a.queueCfg, a.engine, a.audit, a.log)
 		return err
-	}
-	queues, err := filter.OpenQueues(a.queueCfg, a.engine, a.audit, a.log)
-	if err != nil {
+	}); err != nil {
 		return err
 	}
 	a.mu.Lock()
@@ -257,7 +259,7 @@ func (a *agent) install() error {
 	// the runtime would otherwise hold on to for minutes.
 	go debug.FreeOSMemory()
 	a.log.Info("enforcing", "node", a.options.node, "backend", a.kernel.Backend(),
-		"queues", a.options.queues, "failOpen", a.options.failOpen, "isolatedAddresses", a.state.isolated)
+		"firstQueue", a.queueCfg.Base, "queues", a.options.queues, "failOpen", a.options.failOpen, "isolatedAddresses", a.state.isolated)
 	return nil
 }
 
@@ -298,6 +300,9 @@ func (a *agent) repair() {
 	}
 	a.record()
 	repaired, err := a.kernel.Repair() // which logs what it mends
+	if errors.Is(err, filter.ErrSuperseded) {
+		return // watchSuccessor sees it too
+	}
 	a.metrics.repaired(len(repaired))
 	a.mu.Lock()
 	a.note("the kernel's rules can't be checked or repaired", &a.state.repair, err)
@@ -339,13 +344,20 @@ func (a *agent) reopenUntil(ctx context.Context) {
 	}
 }
 
-// close leaves the gate as --fail-open says and writes out the decision log.
-// Rules that this agent hasn't put in place are another's, and stay.
-func (a *agent) close() error {
+// close leaves the gate as --fail-open says, or to the agent that has taken it over,
+// and writes out the decision log. Rules that this agent hasn't put in place are
+// another's, and stay. It gives what the agent ended with.
+func (a *agent) close(cause error) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var errs []error
-	if a.options.failOpen && a.state.rules {
+	errs := []error{cause}
+	superseded, gate := a.state.rules && a.superseded(), "closed"
+	switch {
+	case superseded:
+		gate = "handed over to a newer agent"
+		errs = append(errs, a.drain())
+	case a.options.failOpen && a.state.rules:
+		gate = "open"
 		errs = append(errs, a.kernel.Remove())
 	}
 	if a.queues != nil {
@@ -353,8 +365,11 @@ func (a *agent) close() error {
 	}
 	errs = append(errs, a.recorder.Close(), a.audit.Close())
 	sayClosed(a.log, a.audit.Stats())
-	a.log.Info("stopped", "gate", map[bool]string{true: "open", false: "closed"}[a.options.failOpen])
-	return errors.Join(errs...)
+	a.log.Info("stopped", "gate", gate)
+	if err := errors.Join(errs...); !superseded {
+		return errors.Join(err, a.kernel.Leave())
+	}
+	return &handedOver{a.kernel, errors.Join(errs...)}
 }
 
 // unready lists why the agent is not ready, nothing when it is.
