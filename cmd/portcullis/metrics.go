@@ -87,6 +87,7 @@ var (
 	watchErrors   = counter("watch_errors_total", "What went wrong with lists and watches of the API server.", "resource")
 	watchBroken   = gauge("watch_broken", "1 while a resource can't be watched, else 0; its last known state is in force.", "resource")
 	stateAge      = gauge("state_age_seconds", "Time since the API server last said anything of a resource; bookmarks come every minute or so.", "resource")
+	iptablesRun   = counter("iptables_commands_total", "iptables commands that the agent has run: to put rules in place and to read them. Changes of pods and policies run none.")
 	lastChange    = gauge("state_last_change_timestamp_seconds", "When the state last changed.")
 )
 
@@ -102,6 +103,7 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 	a := c.a
 	buildInfo.emit(ch, 1, version)
 	ready.emit(ch, boolGauge(len(a.unready()) == 0))
+	iptablesRun.emit(ch, float64(filter.CommandsRun()))
 	a.source.collect(ch)
 	if s := a.engine.Snapshot(); s != nil {
 		generation.emit(ch, float64(s.Generation()))
