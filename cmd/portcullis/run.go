@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"syscall"
@@ -63,6 +62,7 @@ func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.
 	// libraries have to say is detail.
 	slog.SetDefault(log)
 	slog.SetLogLoggerLevel(slog.LevelDebug)
+	loadTightly()
 	a, err := newAgent(o, stdout, log)
 	if err != nil {
 		return err
@@ -217,9 +217,7 @@ func (a *agent) install() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.state.rules = true
-	// Reading the whole state leaves behind several times what is kept of it, which
-	// the runtime would otherwise hold on to for minutes.
-	go debug.FreeOSMemory()
+	go boundGarbage()
 	a.log.Info("enforcing", "node", a.options.node, "backend", a.kernel.Backend(),
 		"queues", a.options.queues, "failOpen", a.options.failOpen, "isolatedAddresses", a.state.isolated)
 	return nil
