@@ -149,6 +149,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 			CopyRange:  o.copyRange,
 			MaxLen:     o.queueLength,
 			ReadBuffer: o.readBuffer,
+			Burst:      o.burst,
 			FailOpen:   o.failOpen,
 			AcceptMark: filter.AcceptedMark(bits),
 			CacheSize:  o.cacheSize,
