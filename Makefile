@@ -90,11 +90,11 @@ demo: deps build ## a small shop behind the gate, in namespaces (as root)
 
 # PROOF_ROUNDS, PROOF_CONNECTS, … (bench/proof/params.go) say how much is measured.
 PROOF = go test -tags proof ./bench/proof -run '^TestProof$$' -count 1 -timeout 60m -v
-bench: deps ## Portcullis beside all else, side by side, into bench/RESULTS.md and bench/plots (as root; minutes)
+bench: deps control-plane ## Portcullis beside all else, side by side, into bench/RESULTS.md and bench/plots (as root; minutes)
 	$(PROOF)
 bench-tune: deps ## what was tried on the packet's path, into bench/TUNING.md
 	PROOF_VARIANTS=tune $(PROOF)
-bench-smoke: deps ## that the proof runs; its figures say nothing and are thrown away
+bench-smoke: deps control-plane ## that the proof runs; its figures say nothing and are thrown away
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && env PROOF_OUT=$$out PROOF_ROUNDS=1 PROOF_CONNECTS=10 PROOF_DATAGRAMS=10 \
 	  PROOF_FLOOD=20ms PROOF_STREAM=20ms PROOF_CLIENTS=4 PROOF_PAIRS=4 PROOF_PODS=20 PROOF_POLICIES=10,20 PROOF_ON_POD=10 \
 	  PROOF_CHANGES=1 PROOF_REACTIONS=8 PROOF_MICROBENCH=10x $(PROOF)

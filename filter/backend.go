@@ -43,7 +43,7 @@ type command struct {
 	fam     family
 	backend string
 	path    string
-	ipt     *iptables.IPTables
+	ipt     tables
 }
 
 // findCommand looks in PATH for the command of a family and a backend: by the
@@ -62,17 +62,19 @@ func findCommand(fam family, backend string) (*command, error) {
 	if fam == 6 {
 		proto = iptables.ProtocolIPv6
 	}
+	commandsRun.Add(1) // to ask for its version
 	ipt, err := iptables.New(iptables.Path(path), iptables.IPFamily(proto), iptables.Timeout(lockWait))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s doesn't run: %s", ErrNoIptables, path, oneLine(err))
 	}
-	return &command{fam, backend, path, ipt}, nil
+	return &command{fam, backend, path, tables{ipt}}, nil
 }
 
 // plainBackend tells of which backend the plain iptables command is, or ""
 // where there is none. Since 1.8 its version names the backend; older ones
 // only know the legacy one.
 func plainBackend(fam family) string {
+	commandsRun.Add(1)
 	out, err := exec.Command(fam.binary(), "--version").Output()
 	if err != nil {
 		return ""
@@ -94,6 +96,7 @@ func (c *command) read(table string) (listing, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(c.path, "-w", strconv.Itoa(lockWait), "-t", table, "-S")
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	commandsRun.Add(1)
 	if err := cmd.Run(); err != nil {
 		return listing{}, fmt.Errorf("list the %s table with %s: %w: %s", table, c.path, err, flat(stderr.String()))
 	}

@@ -40,7 +40,8 @@ type Kernel struct {
 	// Who needs both locks takes that of the rules first.
 	ruleLock  sync.Mutex
 	installed map[family]*installed
-	place     place // beside other agents
+	place     place  // beside other agents
+	faultless uint32 // the nf_tables ruleset in which no fault was found; 0 for none
 
 	setLock  sync.Mutex
 	isolated map[netip.Addr]bool // nil as long as it isn't known
@@ -256,7 +257,9 @@ func (k *Kernel) clearOldMarks() error {
 
 // Repair compares sets and rules with what they should be and mends what
 // isn't, again without opening the gate any further; it logs and gives one
-// sentence for each thing that was wrong. If nothing is, it only reads.
+// sentence for each thing that was wrong. If nothing is, it only reads; and where
+// the kernel tells that nobody has changed any rule since, it doesn't even read them,
+// which takes iptables commands.
 func (k *Kernel) Repair() (repaired []string, err error) {
 	k.ruleLock.Lock()
 	defer k.ruleLock.Unlock()
@@ -268,6 +271,40 @@ func (k *Kernel) Repair() (repaired []string, err error) {
 	k.place.sweepSets()
 	repaired, err = k.checkSets()
 	errs := []error{err}
+	// Asked for before the rules are read: what changes in between has the next look
+	// read again.
+	ruleset := k.ruleset()
+	if ruleset == 0 || ruleset != k.faultless {
+		k.faultless = 0
+		mended, err := k.checkRules()
+		if err == nil && len(mended) == 0 {
+			k.faultless = ruleset
+		}
+		repaired, errs = append(repaired, mended...), append(errs, err)
+	}
+	if len(repaired) > 0 {
+		k.log.Warn("kernel state repaired", "repaired", strings.Join(repaired, "; "))
+	}
+	return repaired, errors.Join(errs...)
+}
+
+// ruleset gives the number of the ruleset in force, 0 where there is none: legacy
+// iptables doesn't count.
+func (k *Kernel) ruleset() uint32 {
+	if k.backend != backendNFT {
+		return 0
+	}
+	n, err := nftGeneration()
+	if err != nil {
+		k.log.Debug("the rules are read, since it isn't known whether they have changed", "err", err)
+	}
+	return n
+}
+
+// checkRules mends the rules, and says in words what was wrong. The caller holds
+// ruleLock.
+func (k *Kernel) checkRules() (repaired []string, err error) {
+	var errs []error
 	for _, c := range k.commands {
 		l, err := c.read(mangle)
 		if err != nil {
@@ -288,9 +325,6 @@ func (k *Kernel) Repair() (repaired []string, err error) {
 			repaired = append(repaired, c.fam.String()+": "+f)
 		}
 	}
-	if len(repaired) > 0 {
-		k.log.Warn("kernel state repaired", "repaired", strings.Join(repaired, "; "))
-	}
 	return repaired, errors.Join(errs...)
 }
 
@@ -306,5 +340,6 @@ func (k *Kernel) Remove() error {
 	}
 	defer unlock()
 	k.installed = map[family]*installed{}
+	k.installed, k.faultless = map[family]*installed{}, 0
 	return removeAll(k.log, k.gate.markBits|inPlace().markBits())
 }

@@ -25,11 +25,15 @@ const (
 	// DefaultReadBuffer has room for as many packets as DefaultMaxLen lets
 	// wait, at about two KiB of kernel memory each.
 	DefaultReadBuffer = 8 << 20
+	// DefaultBurst is few enough that the first packet of a burst doesn't wait long for
+	// the decisions on the others.
+	DefaultBurst = 16
 
 	// minCopyRange is room for the longest IPv4 header and a TCP header;
 	// maxCopyRange is what a netlink attribute can hold.
 	minCopyRange = 80
 	maxCopyRange = 65531
+	maxBurst     = 256
 )
 
 // QueueConfig says which queues to serve and how.
@@ -45,6 +49,9 @@ type QueueConfig struct {
 	MaxLen uint32
 	// ReadBuffer is each socket's receive buffer, in bytes.
 	ReadBuffer int
+	// Burst is how many packets are read at most, where they wait, before their
+	// verdicts go out together.
+	Burst int
 	// FailOpen has the kernel accept what a full queue can't take; else it is
 	// dropped.
 	FailOpen bool
@@ -65,6 +72,9 @@ func (c QueueConfig) complete() (QueueConfig, error) {
 	if c.ReadBuffer == 0 {
 		c.ReadBuffer = DefaultReadBuffer
 	}
+	if c.Burst == 0 {
+		c.Burst = DefaultBurst
+	}
 	switch {
 	case c.Count < 1:
 		return c, fmt.Errorf("%d queues: at least one is needed", c.Count)
@@ -72,6 +82,8 @@ func (c QueueConfig) complete() (QueueConfig, error) {
 		return c, fmt.Errorf("queues %d to %d: the last queue is 65535", c.Base, int(c.Base)+c.Count-1)
 	case c.CopyRange < minCopyRange || c.CopyRange > maxCopyRange:
 		return c, fmt.Errorf("copy range of %d bytes: it must be %d to %d", c.CopyRange, minCopyRange, maxCopyRange)
+	case c.Burst < 1 || c.Burst > maxBurst:
+		return c, fmt.Errorf("bursts of %d packets: they must be of 1 to %d", c.Burst, maxBurst)
 	case c.ReadBuffer < 0 || c.ReadBuffer > 1<<30-1: // the kernel doubles it, in an int
 		return c, fmt.Errorf("receive buffer of %d bytes: it must be below 1 GiB", c.ReadBuffer)
 	}

@@ -397,6 +397,8 @@ func TestQueueConfig(t *testing.T) {
 	}{
 		{"no queue", QueueConfig{}, "at least one"},
 		{"beyond the last", QueueConfig{Base: 65535, Count: 2}, "65536"},
+		{"no burst", QueueConfig{Count: 1, Burst: -1}, "bursts of -1 packets"},
+		{"burst too long", QueueConfig{Count: 1, Burst: 257}, "bursts of 257 packets"},
 		{"range too short", QueueConfig{Count: 1, CopyRange: 60}, "copy range of 60"},
 		{"range too long", QueueConfig{Count: 1, CopyRange: 65532}, "copy range"},
 		{"negative buffer", QueueConfig{Count: 1, ReadBuffer: -1}, "receive buffer"},

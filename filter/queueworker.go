@@ -30,8 +30,9 @@ const (
 )
 
 // worker serves one queue: it reads a packet, judges it, writes the verdict,
-// and only then counts and logs. All memory that a packet needs is here from
-// the start.
+// and only then counts and logs. Where several packets wait they are read together,
+// and their verdicts written together, in order. All memory that packets need is here
+// from the start.
 type worker struct {
 	queue  uint16
 	cfg    QueueConfig
@@ -40,13 +41,16 @@ type worker struct {
 	ring   *audit.Ring
 	count  counters
 
-	buf      []byte
+	in       *inbox
 	packet   queuedPacket
 	decoder  *Decoder
 	flow     verdict.Flow
 	judge    *verdict.Worker
 	out      *verdictMessage
-	answered bool // the packet at hand has its verdict
+	answered bool   // the packet at hand has its verdict
+	outbox   []byte // verdicts that wait for those of the packets behind
+	waiting  int    // how many
+	more     bool   // packets are behind the one at hand
 	forged   verdict.Decision
 	record   audit.Record
 }
@@ -54,7 +58,8 @@ type worker struct {
 func newWorker(queue uint16, cfg QueueConfig, engine *verdict.Engine, ring *audit.Ring, lg *slog.Logger) *worker {
 	return &worker{
 		queue: queue, cfg: cfg, engine: engine, slog: lg, ring: ring,
-		buf:     make([]byte, int(cfg.CopyRange)+msgOverhead),
+		in:      newInbox(cfg.Burst, int(cfg.CopyRange)+msgOverhead),
+		outbox:  make([]byte, 0, cfg.Burst*len(verdictMessage{}.buf)),
 		decoder: NewDecoder(),
 		judge:   engine.NewWorker(cfg.CacheSize),
 		out:     newVerdictMessage(queue),
@@ -80,13 +85,13 @@ func (w *worker) loop(fd int, stop *atomic.Bool) {
 	for !stop.Load() {
 		// Only the kernel can be the sender: for this netlink protocol a
 		// process may address another's socket with CAP_NET_ADMIN only.
-		n, err := unix.Read(fd, w.buf)
+		n, err := w.in.read(fd)
 		received := time.Now()
 		if err != nil {
 			w.readFailed(err)
 			continue
 		}
-		w.datagram(fd, w.buf[:n], received)
+		w.datagrams(fd, n, received)
 		if received.Sub(yielded) > yieldEvery {
 			runtime.Gosched()
 			yielded = received
@@ -105,6 +110,15 @@ func (w *worker) readFailed(err error) {
 	if !errors.Is(err, unix.ENOBUFS) {
 		time.Sleep(pauseAfterError)
 	}
+}
+
+// datagrams serves what one read has brought. When it is done no verdict waits.
+func (w *worker) datagrams(fd, n int, received time.Time) {
+	for i := range n {
+		w.more = i+1 < n
+		w.datagram(fd, w.in.datagram(i), received)
+	}
+	w.send(fd) // where the last was no packet
 }
 
 // datagram serves each netlink message of what one read brought.
@@ -185,17 +199,31 @@ func (w *worker) unmask(d *verdict.Decision) *verdict.Decision {
 	return &w.forged
 }
 
-// answer writes a verdict. One that can't be written leaves its packet waiting
-// in the kernel until the queue is unbound, so it is tried again.
+// answer gives a verdict. It goes out with those of the packets behind, if there are
+// any: the kernel takes as many as a write holds.
 func (w *worker) answer(fd int, msg []byte) {
 	w.answered = true
+	w.outbox = append(w.outbox, msg...)
+	if w.waiting++; !w.more || len(w.outbox)+len(msg) > cap(w.outbox) {
+		w.send(fd)
+	}
+}
+
+// send writes the verdicts that wait. Those that can't be written leave their packets
+// waiting in the kernel until the queue is unbound, so it is tried again.
+func (w *worker) send(fd int) {
+	if w.waiting == 0 {
+		return
+	}
 	var err error
 	for range writeTries {
-		if err = writeVerdict(fd, msg); err == nil {
-			return
+		if err = writeVerdict(fd, w.outbox); err == nil {
+			break
 		}
 	}
-	if w.count.verdictErrors.Add(1) == 1 {
+	lost := uint64(w.waiting)
+	w.outbox, w.waiting = w.outbox[:0], 0
+	if err != nil && w.count.verdictErrors.Add(lost) == lost {
 		w.slog.Error("writing a verdict fails; said once, see the metrics", "queue", w.queue, "error", err)
 	}
 }

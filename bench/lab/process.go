@@ -85,6 +85,9 @@ func (l *Lab) Run(ctx context.Context, who string, argv ...string) (*Process, er
 // Output gives what the program has written so far, both streams together.
 func (p *Process) Output() string { return p.out.String() }
 
+// PID gives the program's process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Signal sends a signal.
 func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
 

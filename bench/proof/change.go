@@ -83,17 +83,13 @@ func (w *world) changes(ctx context.Context, n int) (c change, err error) {
 	return c, nil
 }
 
-// reactions has a role make many changes at a rate while it watches each.
-func (w *world) reactions(ctx context.Context, p Params) (r reaction, err error) {
+// reactions has a role make many changes at a rate while it watches each; args say where.
+func (w *world) reactions(ctx context.Context, p Params, args ...string) (r reaction, err error) {
 	if err := w.thaw(ctx); err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, w.freeze()) }()
-	open := changePolicy("open", openLabel)
-	if err := writeManifests(filepath.Join(w.dir, "open.json"), open); err != nil {
-		return r, err
-	}
-	args := append(pairArgs(p.Pairs), "-dir", w.dir, "-rate", fmt.Sprint(p.Rate), "-changes", fmt.Sprint(p.Reactions))
+	args = append(append(pairArgs(p.Pairs), "-rate", fmt.Sprint(p.Rate), "-changes", fmt.Sprint(p.Reactions)), args...)
 	err = w.ask(ctx, &r, "react", args...)
 	return r, err
 }

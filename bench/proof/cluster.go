@@ -2,6 +2,7 @@ package proof
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -48,10 +49,9 @@ func addrs(first netip.Addr, n int) []netip.Addr {
 	return all
 }
 
-// write puts the cluster's manifests into a directory.
-func (c clusterSpec) write(dir string, pairs int) error {
+// objects gives the cluster's, but for the measured servers.
+func (c clusterSpec) objects(pairs int) (namespaces []*corev1.Namespace, pods []*corev1.Pod, policies []*networkingv1.NetworkPolicy) {
 	objects := bench.Cluster(c.pods, c.elsewhere)
-	var namespaces, pods, policies []any
 	for _, ns := range objects.Namespaces {
 		namespaces = append(namespaces, namespaceManifest(ns.Name, ns.Labels))
 	}
@@ -71,17 +71,19 @@ func (c clusterSpec) write(dir string, pairs int) error {
 	for i := range c.onPod {
 		policies = append(policies, c.policy(i))
 	}
+	return namespaces, pods, policies
+}
+
+// write puts the cluster's manifests into a directory.
+func (c clusterSpec) write(dir string, pairs int) error {
+	namespaces, pods, policies := c.objects(pairs)
 	for i := range pairs {
 		if err := writeManifests(serverFile(dir, i), serverManifest(i, nil)); err != nil {
 			return err
 		}
 	}
-	for name, all := range map[string][]any{"namespaces": namespaces, "pods": pods, "policies": policies} {
-		if err := writeManifests(filepath.Join(dir, name+".json"), all...); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(writeManifests(filepath.Join(dir, "namespaces.json"), namespaces...),
+		writeManifests(filepath.Join(dir, "pods.json"), pods...), writeManifests(filepath.Join(dir, "policies.json"), policies...))
 }
 
 func callerRole(i int) string           { return fmt.Sprint("caller-", i%callers) }
@@ -162,11 +164,11 @@ func podManifest(namespace, name, node string, labels labelMap, ips ...netip.Add
 }
 
 // writeManifests puts objects into one file, which appears whole.
-func writeManifests(path string, objects ...any) error {
+func writeManifests[T any](path string, objects ...T) error {
 	list := struct {
 		APIVersion string `json:"apiVersion"`
 		Kind       string `json:"kind"`
-		Items      []any  `json:"items"`
+		Items      []T    `json:"items"`
 	}{"v1", "List", objects}
 	b, err := json.Marshal(list)
 	if err != nil {

@@ -61,7 +61,7 @@ func TestChangeStepsChangeTheVerdict(t *testing.T) {
 		t.Fatal(err)
 	}
 	for turn, step := range append(changeSteps, changeSteps...) {
-		if err := step.make(dir, 1); err != nil {
+		if err := step.make(fileChanges(dir), 1); err != nil {
 			t.Fatal(err)
 		}
 		for server, ip := range addrs(firstServer, 2) {

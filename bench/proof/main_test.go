@@ -43,7 +43,7 @@ func TestProof(t *testing.T) {
 	}
 	machine := ThisMachine("../..")
 	say := func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
-	results, err := Run(t.Context(), params, Programs{Agent: agent, Self: self, Source: "../.."}, say)
+	results, err := Run(t.Context(), params, Programs{Agent: agent, Self: self, Source: "../..", Plane: "../../.bin"}, say)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,4 +97,15 @@ func (p Params) check() error {
 		return errors.New("at most 250 pairs and 256 clients")
 	}
 	return nil
+}
+
+// wantsAPI tells whether an agent on an API server is measured too.
+func (p Params) wantsAPI() bool {
+	return p.Variants == "all" || slices.Contains(strings.Split(p.Variants, ","), apiName)
+}
+
+// spread is a cluster with so many policies, a few of which are on the measured pods.
+func (p Params) spread(policies int) clusterSpec {
+	onPod := min(onPodAlways, policies)
+	return clusterSpec{onPod: onPod, elsewhere: policies - onPod, pods: p.Pods}
 }

@@ -224,10 +224,16 @@ func (r *Results) sayChanges(t *text) {
 			verdict = "**not met**"
 		}
 		rows = append(rows, []string{"`" + c.variant + "`", fmt.Sprint(len(sorted)), fmt.Sprint(c.Failed),
-			number(float64(len(sorted)+c.Failed) / (float64(c.ElapsedNs) / 1e9)), number(percentile(sorted, 0.5) / 1e3), number(p99), number(percentile(sorted, 1) / 1e3), verdict})
+			number(float64(len(sorted)+c.Failed) / (float64(c.ElapsedNs) / 1e9)), number(percentile(sorted, 0.5) / 1e3), number(p99), number(percentile(sorted, 1) / 1e3), verdict,
+			number(percentile(micros(c.MadeNs), 0.5) / 1e3), number(c.memory.resident), number(c.memory.peak)})
 	}
-	t.table([]string{"variant", "changes seen", "not seen", "per second", "p50 ms", "p99 ms", "highest ms", fmt.Sprintf("p99 ≤ %g ms", reactionTarget)}, rows)
+	t.table([]string{"variant", "changes seen", "not seen", "per second", "p50 ms", "p99 ms", "highest ms", fmt.Sprintf("p99 ≤ %g ms", reactionTarget),
+		"of that until the change was made, p50 ms", "agent's memory then, MiB", "at most until then"}, rows)
+	t.say("The agents called `%s-` watch an API server, a real one with its etcd, in the node's namespace and on the same CPUs; their changes are requests to it, and count from before they are sent. The others follow a directory. Memory is what is resident of the whole process (VmRSS, VmHWM), of at most %d MiB, with %s pods.\n", apiName, residentTarget, number(float64(r.Params.Pods)))
 }
+
+// residentTarget is the most memory that the agent may have, in MiB.
+const residentTarget = 128
 
 // reactionTarget is the most that 99 of 100 changes may take, in milliseconds.
 const reactionTarget = 100.0

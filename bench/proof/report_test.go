@@ -35,7 +35,7 @@ func invented(t *testing.T, extra float64) *Results {
 			r.changes = append(r.changes, change{Variant: v.name, Kind: v.kind, Policies: v.policies(), Add: []float64{1, 2}, Remove: []float64{3}})
 		}
 	}
-	r.reactions = []reactionOf{{agentName(p.Policies[0]), reaction{LatencyNs: []int64{2e6, 5e6}, ElapsedNs: int64(time.Second)}}}
+	r.reactions = []reactionOf{{agentName(p.Policies[0]), reaction{LatencyNs: []int64{2e6, 5e6}, ElapsedNs: int64(time.Second)}, memory{100, 120}}}
 	r.stages, r.staged = stages{Arrive: []int64{9000}, Handle: []int64{40}, Write: []int64{20_000}}, []float64{70}
 	return r
 }

@@ -34,6 +34,10 @@ func playRole(role string, args []string) error {
 		return runEcho(role, f, args)
 	case "react":
 		return runReact(f, args)
+	case "control-plane":
+		return runControlPlane(f, args)
+	case "populate":
+		return runPopulate(f, args)
 	case "probe":
 		return runProbe(f, args)
 	}

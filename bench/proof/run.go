@@ -34,12 +34,14 @@ type Results struct {
 type reactionOf struct {
 	variant string
 	reaction
+	memory memory // the agent's, afterwards
 }
 
 // Programs are the programs that a run starts: the agent, and the program that
 // plays roles (RunRole), which is usually the running one. Source is the
-// repository, for the microbenchmarks; empty leaves them out.
-type Programs struct{ Agent, Self, Source string }
+// repository, for the microbenchmarks; empty leaves them out. Plane is the directory
+// of etcd and kube-apiserver.
+type Programs struct{ Agent, Self, Source, Plane string }
 
 // run is a run in progress.
 type run struct {
@@ -66,7 +68,8 @@ func Run(ctx context.Context, p Params, programs Programs, say func(format strin
 	}}
 	defer func() { err = errors.Join(err, r.close(), os.RemoveAll(dir)) }()
 	for _, step := range []func(context.Context) error{
-		func(ctx context.Context) error { return r.build(ctx, dir) }, r.measureRounds, r.measureChanges, r.measureReactions, r.measureBudget,
+		func(ctx context.Context) error { return r.build(ctx, dir) }, r.measureRounds, r.measureChanges, r.measureReactions,
+		func(ctx context.Context) error { return r.measureAPI(ctx, dir) }, r.measureBudget,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -147,14 +150,30 @@ func (r *run) measureReactions(ctx context.Context) error {
 		if w == nil || r.Params.Reactions < 1 {
 			continue
 		}
-		found, err := w.reactions(ctx, r.Params)
-		if err != nil {
-			return fmt.Errorf("%s: reactions: %w", w.name, err)
+		if err := writeManifests(filepath.Join(w.dir, "open.json"), changePolicy("open", openLabel)); err != nil {
+			return err
 		}
-		r.reactions = append(r.reactions, reactionOf{w.name, found})
-		sorted := micros(found.LatencyNs)
-		r.say("reaction %-24s p50 %.1f ms, p99 %.1f ms, failed %d", w.name, percentile(sorted, 0.5)/1e3, percentile(sorted, 0.99)/1e3, found.Failed)
+		if err := r.react(ctx, w, w.name, "-dir", w.dir); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// react measures one series of changes, and what memory the agent has after it.
+func (r *run) react(ctx context.Context, w *world, name string, args ...string) error {
+	found, err := w.reactions(ctx, r.Params, args...)
+	if err != nil {
+		return fmt.Errorf("%s: reactions: %w", name, err)
+	}
+	m, err := memoryOf(w.gate)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	r.reactions = append(r.reactions, reactionOf{name, found, m})
+	sorted, made := micros(found.LatencyNs), micros(found.MadeNs)
+	r.say("reaction %-24s p50 %.1f ms, p99 %.1f ms, failed %d; made in %.1f ms, p99 %.1f ms; %.0f MiB resident, %.0f at most", name, percentile(sorted, 0.5)/1e3,
+		percentile(sorted, 0.99)/1e3, found.Failed, percentile(made, 0.5)/1e3, percentile(made, 0.99)/1e3, m.resident, m.peak)
 	return nil
 }
 

@@ -64,19 +64,15 @@ func proofVariants(p Params) []variant {
 		{name: pinnedName, kind: bareEcho, about: "(c′) the same loop, each CPU's packets read on that CPU, as Portcullis does", cluster: plain, args: []string{"--pin"}, fanout: true},
 		{name: callback, kind: callbackEcho, about: "(d) the same by go-nfqueue's callback", cluster: plain},
 	}
-	spread := func(policies int) clusterSpec {
-		onPod := min(onPodAlways, policies)
-		return clusterSpec{onPod: onPod, elsewhere: policies - onPod, pods: p.Pods}
-	}
 	for _, n := range p.Policies {
-		all = append(all, variant{name: agentName(n), kind: agentKind, cluster: spread(n),
+		all = append(all, variant{name: agentName(n), kind: agentKind, cluster: p.spread(n),
 			about: fmt.Sprintf("(e) Portcullis, %d policies in the cluster, %d of them on the pod; cache hits", n, min(onPodAlways, n))})
 	}
 	for _, n := range []int{p.Policies[0], p.Policies[len(p.Policies)-1]} {
-		all = append(all, variant{name: missName(n), kind: agentKind, cluster: spread(n), args: []string{"--cache-size", "0"},
+		all = append(all, variant{name: missName(n), kind: agentKind, cluster: p.spread(n), args: []string{"--cache-size", "0"},
 			about: fmt.Sprintf("(e) the same with %d policies and no cache: every decision a miss", n)})
 	}
-	all = append(all, variant{name: logName, kind: agentKind, cluster: spread(p.Policies[0]), log: true,
+	all = append(all, variant{name: logName, kind: agentKind, cluster: p.spread(p.Policies[0]), log: true,
 		about: fmt.Sprintf("(e) with %d policies, and the decision log written to a file", p.Policies[0])})
 	for _, n := range p.OnPod {
 		spec := clusterSpec{onPod: n, pods: p.Pods}
@@ -133,6 +129,9 @@ func tuneVariants(p Params) []variant {
 	tryAgent("-miss", ", no cache", nil, "--cache-size", "0")
 	tryAgent("-workers1", ", 1 worker", nil, "--queues", "1")
 	tryAgent("-workers4", ", 4 workers", nil, "--queues", "4")
+	tryAgent("-burst1", ", each packet read and answered alone", nil, "--queue-burst", "1")
+	tryAgent("-burst4", ", at most 4 packets read together", nil, "--queue-burst", "4")
+	tryAgent("-burst64", ", at most 64 packets read together", nil, "--queue-burst", "64")
 	tryAgent("-buffer64m", ", a receive buffer of 64 MiB", nil, "--queue-read-buffer", strconv.Itoa(64<<20))
 	tryAgent("-gc-off", ", GOGC=off", []string{"GOGC=off"})
 	tryAgent("-gc-400", ", GOGC=400", []string{"GOGC=400"})
@@ -151,6 +150,9 @@ func choose(p Params) ([]variant, error) {
 	known := append(proofVariants(p), tuneVariants(p)...)
 	var chosen []variant
 	for name := range strings.SplitSeq(p.Variants, ",") {
+		if name == apiName {
+			continue // it isn't measured in rounds
+		}
 		i := slices.IndexFunc(known, func(v variant) bool { return v.name == name })
 		if i < 0 {
 			return nil, fmt.Errorf("there is no variant %q", name)

@@ -37,8 +37,9 @@ const startLimit = 90 * time.Second
 type world struct {
 	variant
 	lab     *lab.Lab
-	self    string // the program to start again for roles
-	dir     string // the manifests
+	self    string   // the program to start again for roles
+	dir     string   // the manifests
+	source  []string // the agent's flags for where the cluster's state is
 	logFile string
 	logRead int64 // how much of the log has been read
 	gate    *lab.Process
@@ -55,7 +56,7 @@ func newWorld(ctx context.Context, v variant, p Params, number int, agent, self,
 	if err != nil {
 		return nil, err
 	}
-	w := &world{variant: v, lab: l, self: self, dir: filepath.Join(dir, "manifests"), logFile: filepath.Join(dir, "decisions"), pairs: p.Pairs, nice: p.Nice}
+	w := &world{variant: v, lab: l, self: self, dir: filepath.Join(dir, "manifests"), source: []string{"--manifests", filepath.Join(dir, "manifests")}, logFile: filepath.Join(dir, "decisions"), pairs: p.Pairs, nice: p.Nice}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("%s: %w", v.name, err), l.Close())
@@ -124,7 +125,7 @@ func (w *world) install(ctx context.Context, agent string) error {
 
 // startAgent runs the agent until the world is closed, and waits until it is ready.
 func (w *world) startAgent(ctx context.Context, agent string) (err error) {
-	argv := append(w.prefix(w.env), agent, "agent", "--manifests", w.dir, "--node", lab.NodeName)
+	argv := append(append(w.prefix(w.env), agent, "agent", "--node", lab.NodeName), w.source...)
 	if w.log {
 		argv = append(argv, "--decision-log", w.logFile)
 	}

@@ -26,6 +26,7 @@ type agentOptions struct {
 	queues      int
 	queueLength uint32
 	readBuffer  int
+	burst       int
 	copyRange   uint32
 	cacheSize   int
 	failOpen    bool
@@ -86,6 +87,7 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.IntVar(&o.queueBase, "queue-base", 100, "number of the first NFQUEUE queue; while it takes over from another an agent uses the range after that")
 	f.IntVar(&o.queues, "queues", min(runtime.NumCPU(), 4), "how many queues, each with a worker of its own")
 	f.Uint32Var(&o.queueLength, "queue-length", filter.DefaultMaxLen, "how many packets the kernel holds per queue")
+	f.IntVar(&o.burst, "queue-burst", filter.DefaultBurst, "packets that are read together where they wait, and answered together")
 	f.IntVar(&o.readBuffer, "queue-read-buffer", filter.DefaultReadBuffer, "receive buffer of a queue's socket in bytes")
 	f.Uint32Var(&o.copyRange, "copy-range", filter.DefaultCopyRange, "how many bytes of a packet are read, headers included")
 	f.IntVar(&o.cacheSize, "cache-size", 8192, "how many flows a worker remembers the verdict of; 0 for none")

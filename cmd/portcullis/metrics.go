@@ -116,6 +116,7 @@ var (
 	watchBroken = gauge("watch_broken", "1 while a resource can't be watched, else 0; its last known state is in force.", "resource")
 	filesWrong  = gauge("manifest_files_wrong", "Manifest files that are wrong now; the last good state of each, if there was one, is in force.")
 	failedLoads = counter("manifest_failed_loads_total", "Times that a manifest file was read and found wrong.")
+	iptablesRun = counter("iptables_commands_total", "iptables commands that the agent has run: to put rules in place and to read them. Changes of pods and policies run none.")
 )
 
 // agentCollector reads an agent's figures when somebody scrapes.
@@ -130,6 +131,7 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 	a := c.a
 	buildInfo.emit(ch, 1, version)
 	ready.emit(ch, boolGauge(len(a.unready()) == 0))
+	iptablesRun.emit(ch, float64(filter.CommandsRun()))
 	a.source.collect(ch)
 	if s := a.engine.Snapshot(); s != nil {
 		generation.emit(ch, float64(s.Generation()))

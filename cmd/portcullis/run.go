@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"syscall"
@@ -72,6 +71,7 @@ func enforce(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.L
 	// libraries have to say is detail.
 	slog.SetDefault(log)
 	slog.SetLogLoggerLevel(slog.LevelDebug)
+	loadTightly()
 	a, err := newAgent(o, stdout, log)
 	if err != nil {
 		return err
@@ -165,6 +165,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 			CopyRange:  o.copyRange,
 			MaxLen:     o.queueLength,
 			ReadBuffer: o.readBuffer,
+			Burst:      o.burst,
 			FailOpen:   o.failOpen,
 			AcceptMark: filter.AcceptedMark(bits),
 			CacheSize:  o.cacheSize,
@@ -255,9 +256,7 @@ func (a *agent) install() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.state.rules = true
-	// Reading the whole state leaves behind several times what is kept of it, which
-	// the runtime would otherwise hold on to for minutes.
-	go debug.FreeOSMemory()
+	go boundGarbage()
 	a.log.Info("enforcing", "node", a.options.node, "backend", a.kernel.Backend(),
 		"firstQueue", a.queueCfg.Base, "queues", a.options.queues, "failOpen", a.options.failOpen, "isolatedAddresses", a.state.isolated)
 	return nil

@@ -122,7 +122,7 @@ func list(dir string) ([]string, error) {
 // directories, and pipes, which would block. A link that leads nowhere stays
 // in, so that reading it fails and is reported.
 func isManifest(path string, e fs.DirEntry) bool {
-	if strings.HasPrefix(e.Name(), ".") || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(e.Name())) {
+	if !isManifestName(e.Name()) {
 		return false
 	}
 	if e.Type()&fs.ModeSymlink == 0 {
@@ -130,4 +130,8 @@ func isManifest(path string, e fs.DirEntry) bool {
 	}
 	info, err := os.Stat(path)
 	return err != nil || info.Mode().IsRegular()
+}
+
+func isManifestName(name string) bool {
+	return !strings.HasPrefix(name, ".") && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name))
 }

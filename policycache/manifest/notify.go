@@ -7,27 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/fsnotify/fsnotify"
 )
-
-// debounce says when to look at the directory next.
-type debounce struct {
-	// at is when; limit, unless zero, is the latest that events make of it.
-	at, limit time.Time
-}
-
-// event asks for a look once it has been quiet, or at the limit.
-func (d *debounce) event(now time.Time) {
-	if d.limit.IsZero() {
-		d.limit = now.Add(patience)
-	}
-	d.at = now.Add(quiet)
-	if d.at.After(d.limit) {
-		d.at = d.limit
-	}
-}
 
 // notifier tells that something may have changed in the directory, or in the
 // file, that it watches. It watches the directory above too, since a directory
@@ -49,17 +31,20 @@ func newNotifier(path string, log *slog.Logger) *notifier {
 	return &notifier{path: path, log: log}
 }
 
-// renew makes sure that it is the directory now at the path that is watched.
-// It must come before reading the directory, or a change between the two
-// would go unnoticed.
-func (n *notifier) renew() {
+// renew makes sure that it is the directory now at the path that is watched, and tells
+// whether it wasn't, so that what has happened in it isn't known. It must come before
+// reading the directory, or a change between the two would go unnoticed.
+func (n *notifier) renew() (anew bool) {
+	before := n.seen
 	err := n.watch()
+	anew = n.seen != before
 	n.watching = err == nil
 	// That the path is gone is for the reader of the directory to report.
 	if err != nil && !n.warned && !errors.Is(err, fs.ErrNotExist) {
 		n.log.Warn("changes of the manifests aren't announced, looking for them every second", "error", err)
 	}
 	n.warned = err != nil
+	return anew
 }
 
 func (n *notifier) watch() error {
@@ -109,17 +94,22 @@ func (n *notifier) errors() <-chan error {
 	return n.fs.Errors
 }
 
-// concerns tells whether the event, received with ok, may be about manifests.
-// ConfigMaps are mounted as links through "..data", which is what changes.
-func (n *notifier) concerns(ev fsnotify.Event, ok bool) bool {
+// concerns tells whether the event, received with ok, may be about manifests, and about
+// which of the directory's files, or everything. ConfigMaps are mounted as links through
+// "..data", which is what changes.
+func (n *notifier) concerns(ev fsnotify.Event, ok bool) (name string, concerned bool) {
 	if !ok {
 		n.close()
-		return true
+		return everything, true
 	}
-	if n.seen != nil && filepath.Dir(ev.Name) == n.path {
-		return true
+	base := filepath.Base(ev.Name)
+	switch {
+	case ev.Name == n.path || base == "..data":
+		return everything, true
+	case n.seen != nil && filepath.Dir(ev.Name) == n.path:
+		return base, true
 	}
-	return ev.Name == n.path || filepath.Base(ev.Name) == "..data"
+	return "", false
 }
 
 // failed deals with an error of the watcher: events were lost, or it is dead

@@ -2,11 +2,6 @@ package manifest
 
 import (
 	"fmt"
-	"maps"
-	"reflect"
-
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"portcullis/policycache"
 )
@@ -58,7 +53,7 @@ func overlay[T any](kind string, all, some map[string]*T, file string, owner map
 func implyNamespaces(o *policycache.Objects) {
 	imply := func(name string) {
 		if o.Namespaces[name] == nil {
-			o.Namespaces[name] = policycache.NamespaceFrom(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
+			o.Namespaces[name] = impliedNamespace(name)
 		}
 	}
 	for _, p := range o.Pods {
@@ -66,25 +61,5 @@ func implyNamespaces(o *policycache.Objects) {
 	}
 	for _, p := range o.Policies {
 		imply(p.Namespace)
-	}
-}
-
-// adopt replaces objects that equal the old state's by the old ones, so that
-// whoever follows the state sees by the pointer what has changed. It tells
-// whether anything has.
-func adopt(objs, old *policycache.Objects) (changed bool) {
-	adoptAll(objs.Pods, old.Pods)
-	adoptAll(objs.Namespaces, old.Namespaces)
-	adoptAll(objs.Nodes, old.Nodes)
-	adoptAll(objs.Policies, old.Policies)
-	return !maps.Equal(objs.Pods, old.Pods) || !maps.Equal(objs.Namespaces, old.Namespaces) ||
-		!maps.Equal(objs.Nodes, old.Nodes) || !maps.Equal(objs.Policies, old.Policies)
-}
-
-func adoptAll[T any](objs, old map[string]*T) {
-	for key, object := range objs {
-		if was := old[key]; was != nil && was != object && reflect.DeepEqual(was, object) {
-			objs[key] = was
-		}
 	}
 }

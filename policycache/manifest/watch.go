@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -19,11 +20,14 @@ import (
 )
 
 const (
-	// quiet is how long the directory must have been still before it is read:
-	// a file that is written in several steps is read once, and whole.
+	// quiet is how long a file must have been still before it is read: one that is
+	// written in several steps is read once, and whole.
 	quiet = 20 * time.Millisecond
-	// patience is how long after the first event it is read at the latest.
+	// patience is how long after the first event a file is looked at, at the latest.
 	patience = 30 * time.Millisecond
+	// gather is the time between two looks at least, in which what is due is gathered
+	// for one compile.
+	gather = 5 * time.Millisecond
 	// settled is how old a file must be when it is read for its time to tell a later
 	// write: longer than the coarsest clock of a file system.
 	settled = 2 * time.Second
@@ -49,11 +53,11 @@ type Watcher struct {
 
 	// What follows is Run's alone.
 	files    map[string]*file
-	objs     *policycache.Objects
-	warned   map[doubled]bool
+	state    *merger
 	dirError string
 	failed   uint64
-	reads    int // files read, for tests
+	links    bool // some files are links, whose events may bear other names
+	reads    int  // files read, for tests
 
 	mu     sync.Mutex
 	status Status
@@ -101,7 +105,7 @@ func NewWatcher(dir string, log *slog.Logger) (*Watcher, error) {
 	if _, err := list(path); err != nil {
 		return nil, err
 	}
-	return &Watcher{dir: path, log: log, files: map[string]*file{}, objs: policycache.NewObjects(), warned: map[doubled]bool{}}, nil
+	return &Watcher{dir: path, log: log, files: map[string]*file{}, state: newMerger()}, nil
 }
 
 // Status may be called from any goroutine.
@@ -115,10 +119,10 @@ func (w *Watcher) Status() Status {
 }
 
 // Run calls apply with the whole state at once, and again after each change
-// that alters it, until ctx ends. Objects that haven't changed keep their
-// pointers from call to call. Calls never overlap, and apply must not change
-// what it is given. Run may be called once; it is an error if the directory
-// can't be read when it starts.
+// that alters it, until ctx ends; each state but the first names what has changed.
+// Objects that haven't changed keep their pointers from call to call. Calls never
+// overlap, and apply must not change what it is given. Run may be called once; it is
+// an error if the directory can't be read when it starts.
 func (w *Watcher) Run(ctx context.Context, apply func(*policycache.Objects)) error {
 	n := newNotifier(w.dir, w.log)
 	defer n.close()
@@ -129,58 +133,114 @@ func (w *Watcher) Run(ctx context.Context, apply func(*policycache.Objects)) err
 	}
 	w.apply(apply)
 
-	next := w.plan(time.Now(), n.watching, false)
+	next := newAgenda()
+	w.plan(next, time.Now(), n.watching, true, nil)
 	timer := time.NewTimer(rescan)
 	defer timer.Stop()
 	for {
-		timer.Reset(time.Until(next.at))
+		timer.Reset(time.Until(next.at()))
 		select {
 		case <-ctx.Done():
 			return nil
 		case ev, ok := <-n.events():
-			if n.concerns(ev, ok) {
-				next.event(time.Now())
+			if name, concerned := w.concerned(n.concerns(ev, ok)); concerned {
+				next.event(name, time.Now())
 			}
 			continue
 		case err := <-n.errors():
 			n.failed(err)
-			next.event(time.Now())
+			next.event(everything, time.Now())
 			continue
 		case <-timer.C:
 		}
-		n.renew()
-		changed, unfinished := w.scan(time.Now(), false)
+		now := time.Now()
+		anew := n.renew()
+		names, all := next.take(now)
+		changed, unfinished := w.look(now, names, all || anew)
 		if changed {
 			w.apply(apply)
 		}
-		next = w.plan(time.Now(), n.watching, unfinished)
+		w.plan(next, time.Now(), n.watching, all || anew, unfinished)
 	}
 }
 
-// plan says when to look again if nothing is heard.
-func (w *Watcher) plan(now time.Time, watching, unfinished bool) debounce {
-	switch {
-	case unfinished:
-		// Whoever is changed meanwhile doesn't keep those waiting any longer.
-		return debounce{at: now.Add(quiet), limit: now.Add(quiet)}
-	case w.dirError != "" || !watching:
-		return debounce{at: now.Add(retry)}
+// concerned narrows or widens what the notifier says that an event concerns: other files
+// than manifests don't count, unless links lead to them.
+func (w *Watcher) concerned(name string, concerned bool) (string, bool) {
+	if w.links {
+		return everything, concerned
 	}
-	return debounce{at: now.Add(rescan)}
+	return name, concerned && (name == everything || isManifestName(name))
+}
+
+// plan notes when to look again if nothing is heard: at files that were being written
+// when they will have been still, however much else changes, and at all of them.
+func (w *Watcher) plan(next *agenda, now time.Time, watching, all bool, unfinished map[string]time.Time) {
+	next.rest(now)
+	for name, at := range unfinished {
+		next.put(name, appointment{at, at})
+	}
+	switch {
+	case w.dirError != "" || !watching:
+		next.put(everything, appointment{at: now.Add(retry)})
+	case all:
+		next.put(everything, appointment{at: now.Add(rescan)})
+	}
 }
 
 func (w *Watcher) apply(apply func(*policycache.Objects)) {
-	apply(w.objs)
+	apply(w.state.objs)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.status.Loaded = true
 	w.status.LastChange = time.Now()
 }
 
-// scan reads the files whose content has changed, and tells whether the state
-// has, and whether there are files that are being written at this moment. At
-// the first scan those are read too: there is no good state to wait with.
-func (w *Watcher) scan(now time.Time, first bool) (changed, unfinished bool) {
+// look reads those files, or all, as far as their content has changed. It tells whether
+// the state has, and which files are being written at this moment, with the time at
+// which they will have been still. An absence is only believed of the directory's files
+// if it is the same one before and after.
+func (w *Watcher) look(now time.Time, names []string, all bool) (changed bool, unfinished map[string]time.Time) {
+	before, err := os.Stat(w.dir)
+	if all || err != nil || !before.IsDir() {
+		return w.scan(now, false)
+	}
+	unfinished = map[string]time.Time{}
+	var gone []string
+	for _, name := range names {
+		if there := w.lookAt(now, name, unfinished); !there {
+			gone = append(gone, name)
+		}
+	}
+	if after, err := os.Stat(w.dir); err != nil || !os.SameFile(before, after) {
+		return w.scan(now, false)
+	}
+	for _, name := range gone {
+		w.forget(name)
+	}
+	w.publish()
+	return w.settle(), unfinished
+}
+
+// lookAt reads one file of the directory, and tells whether there is such a manifest.
+func (w *Watcher) lookAt(now time.Time, name string, unfinished map[string]time.Time) (there bool) {
+	path := filepath.Join(w.dir, name)
+	info, err := os.Lstat(path)
+	if err != nil || !isManifest(path, fs.FileInfoToDirEntry(info)) {
+		return false
+	}
+	w.links = w.links || info.Mode()&fs.ModeSymlink != 0
+	if at, yes := beingWritten(path, now); yes {
+		unfinished[name] = at
+		return true
+	}
+	w.load(name, path)
+	return true
+}
+
+// scan is look at everything. At the first one files are read that are being written
+// too: there is no good state to wait with.
+func (w *Watcher) scan(now time.Time, first bool) (changed bool, unfinished map[string]time.Time) {
 	defer w.publish()
 	paths, err := list(w.dir)
 	if err != nil {
@@ -188,40 +248,52 @@ func (w *Watcher) scan(now time.Time, first bool) (changed, unfinished bool) {
 		// stays in force: had it been meant to go, the files would have been
 		// deleted.
 		w.dirFailed(err.Error())
-		return false, false
+		return false, nil
 	}
 	w.dirFailed("")
+	w.links = slices.ContainsFunc(paths, isLink)
+	unfinished = map[string]time.Time{}
 	there := map[string]bool{}
 	for _, path := range paths {
 		name := filepath.Base(path)
 		there[name] = true
-		if !first && beingWritten(path, now) {
-			unfinished = true
+		if at, yes := beingWritten(path, now); yes && !first {
+			unfinished[name] = at
 			continue
-		}
-		if w.files[name] == nil {
-			w.files[name] = &file{}
 		}
 		w.load(name, path)
 	}
 	for name := range w.files {
 		if !there[name] {
-			w.log.Debug("manifest file is gone", "file", name)
-			delete(w.files, name)
+			w.forget(name)
 		}
 	}
-	return w.combine(), unfinished
+	return w.settle(), unfinished
+}
+
+func isLink(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode()&fs.ModeSymlink != 0
+}
+
+// forget takes away what a file that is gone gave.
+func (w *Watcher) forget(name string) {
+	if f := w.files[name]; f != nil {
+		w.log.Debug("manifest file is gone", "file", name)
+		w.state.replace(name, f.objs, nil)
+		delete(w.files, name)
+	}
 }
 
 // beingWritten tells whether the file was changed so recently that more may
-// follow. A time in the future says nothing.
-func beingWritten(path string, now time.Time) bool {
+// follow, and when it will have been still. A time in the future says nothing.
+func beingWritten(path string, now time.Time) (until time.Time, yes bool) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return false
+		return time.Time{}, false
 	}
 	age := now.Sub(info.ModTime())
-	return age >= 0 && age < quiet
+	return info.ModTime().Add(quiet), age >= 0 && age < quiet
 }
 
 // unchanged tells whether a file is, by all that its inode says, the one that was
@@ -233,6 +305,10 @@ func (f *file) unchanged(now os.FileInfo) bool {
 // load reads one file, if its content isn't the one last read.
 func (w *Watcher) load(name, path string) {
 	f := w.files[name]
+	if f == nil {
+		f = &file{}
+		w.files[name] = f
+	}
 	info, err := os.Stat(path)
 	if err == nil && f.decoded && f.unchanged(info) {
 		return
@@ -267,6 +343,7 @@ func (w *Watcher) load(name, path string) {
 	if f.err != "" {
 		w.log.Info("manifest file is in order again", "file", name)
 	}
+	w.state.replace(name, f.objs, objs)
 	f.objs, f.err = objs, ""
 }
 
@@ -310,28 +387,13 @@ func (w *Watcher) dirFailed(text string) {
 	w.dirError = text
 }
 
-// combine makes the state of the files', and tells whether it has changed.
-func (w *Watcher) combine() (changed bool) {
-	var parts []part
-	for _, name := range slices.Sorted(maps.Keys(w.files)) {
-		if f := w.files[name]; f.objs != nil {
-			parts = append(parts, part{name, f.objs})
-		}
-	}
-	objs, twice := union(parts)
-	warned := map[doubled]bool{}
+// settle makes the state of what has been read, and tells whether it has changed.
+func (w *Watcher) settle() (changed bool) {
+	changed, twice := w.state.settle()
 	for _, d := range twice {
-		if !w.warned[d] {
-			w.log.Warn(d.String())
-		}
-		warned[d] = true
+		w.log.Warn(d.String())
 	}
-	w.warned = warned
-	if !adopt(objs, w.objs) {
-		return false
-	}
-	w.objs = objs
-	return true
+	return changed
 }
 
 // publish makes Status tell what the last scan has found.

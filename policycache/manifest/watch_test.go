@@ -122,7 +122,7 @@ func (w *watch) scan() bool {
 // state checks the state after a scan by hand.
 func (w *watch) state(want string) {
 	w.Helper()
-	if got := labelled(w.w.objs); got != want {
+	if got := labelled(w.w.state.objs); got != want {
 		w.Errorf("state %q, want %q", got, want)
 	}
 }
@@ -261,13 +261,16 @@ func TestWatchOutlivesItsNotifier(t *testing.T) {
 		t.Fatal(err)
 	}
 	ev, ok := <-n.events()
-	if ok || !n.concerns(ev, ok) || n.events() != nil || n.errors() != nil {
+	if name, concerned := n.concerns(ev, ok); ok || !concerned || name != everything || n.events() != nil || n.errors() != nil {
 		t.Error("a dead notifier must ask for a look, and be silent from then on")
 	}
-	n.renew()
+	if !n.renew() {
+		t.Error("a new notifier doesn't say that it knows nothing of what has happened")
+	}
 	defer n.close()
 	write(t, dir, "a.yaml", pod("a", "1"))
-	if ev := <-n.events(); !n.concerns(ev, true) {
+	ev = <-n.events()
+	if _, concerned := n.concerns(ev, true); !concerned {
 		t.Errorf("event %v after renewing doesn't concern the directory", ev)
 	}
 }
@@ -364,12 +367,12 @@ func TestScanWaitsForTheWriter(t *testing.T) {
 	}
 	w := newWatch(t, dir)
 	put("1")
-	if _, unfinished := w.w.scan(written.Add(quiet/2), true); unfinished {
+	if _, unfinished := w.w.scan(written.Add(quiet/2), true); len(unfinished) > 0 {
 		t.Error("the first scan must read everything")
 	}
 	w.state("a=1")
 	put("2")
-	if _, unfinished := w.w.scan(written.Add(quiet/2), false); !unfinished {
+	if _, unfinished := w.w.scan(written.Add(quiet/2), false); !unfinished["a.yaml"].Equal(written.Add(quiet)) {
 		t.Error("a file written 10 ms ago isn't waited for")
 	}
 	w.state("a=1")
@@ -409,12 +412,12 @@ func TestScanKeepsPointers(t *testing.T) {
 	}
 	write(t, dir, "a.yaml", all("1"))
 	w.scan()
-	old := w.w.objs
+	old := w.w.state.objs
 	if w.scan() {
 		t.Error("nothing changed, and yet the state has")
 	}
 	write(t, dir, "a.yaml", "# a remark\n"+all("1"))
-	if w.scan() || w.w.objs != old {
+	if w.scan() || w.w.state.objs != old {
 		t.Error("a remark changes no state")
 	}
 	remove(t, filepath.Join(dir, "a.yaml"))
@@ -422,7 +425,7 @@ func TestScanKeepsPointers(t *testing.T) {
 	if !w.scan() {
 		t.Error("pod b changed, and the state hasn't")
 	}
-	now := w.w.objs
+	now := w.w.state.objs
 	if now.Pods["default/a"] != old.Pods["default/a"] || now.Policies["default/p"] != old.Policies["default/p"] ||
 		now.Nodes["n1"] != old.Nodes["n1"] || now.Namespaces["default"] != old.Namespaces["default"] {
 		t.Error("objects that are equal have new pointers")
@@ -499,63 +502,7 @@ func TestOnlyWhatChangedIsRead(t *testing.T) {
 			t.Errorf("%s: %d files were read, want %d", step.what, got, step.reads)
 		}
 	}
-	if w.objs.Namespaces["older"] == nil || w.objs.Namespaces["new"] == nil {
-		t.Errorf("what is known: %v", w.objs.Namespaces)
-	}
-}
-
-func TestDebounce(t *testing.T) {
-	start := time.Unix(1000, 0)
-	for _, c := range []struct{ events, want string }{
-		{"0", "20"},
-		{"0 10", "30"},
-		{"0 5 9", "29"},
-		{"0 10 19 28", "30"},
-		{"0 29", "30"},
-		{"0 10 20 30 40 50", "30"},
-	} {
-		d := debounce{at: start.Add(rescan)}
-		for _, ms := range strings.Fields(c.events) {
-			at, err := time.ParseDuration(ms + "ms")
-			if err != nil {
-				t.Fatal(err)
-			}
-			d.event(start.Add(at))
-		}
-		if got := fmt.Sprint(d.at.Sub(start).Milliseconds()); got != c.want {
-			t.Errorf("events at %s ms: looked at %s ms, want %s", c.events, got, c.want)
-		}
-	}
-}
-
-// TestUnfinishedIsNotPutOff: what was found being written is looked at again in time,
-// however much else changes.
-func TestUnfinishedIsNotPutOff(t *testing.T) {
-	now := time.Unix(1000, 0)
-	next := new(Watcher).plan(now, true, true)
-	for i := range 5 {
-		next.event(now.Add(time.Duration(i) * 4 * time.Millisecond))
-	}
-	if got := next.at.Sub(now); got != quiet {
-		t.Errorf("looks again after %v, want %v", got, quiet)
-	}
-}
-
-func TestPlan(t *testing.T) {
-	now := time.Unix(1000, 0)
-	for _, c := range []struct {
-		dirError             string
-		watching, unfinished bool
-		want                 time.Duration
-	}{
-		{"", true, false, rescan},
-		{"", true, true, quiet},
-		{"", false, false, retry},
-		{"gone", true, false, retry},
-	} {
-		w := &Watcher{dirError: c.dirError}
-		if got := w.plan(now, c.watching, c.unfinished).at.Sub(now); got != c.want {
-			t.Errorf("%+v: looks again after %v", c, got)
-		}
+	if w.state.objs.Namespaces["older"] == nil || w.state.objs.Namespaces["new"] == nil {
+		t.Errorf("what is known: %v", w.state.objs.Namespaces)
 	}
 }
