@@ -48,6 +48,8 @@ type worker struct {
 	out      *verdictMessage
 	answered bool // the packet at hand has its verdict
 	forged   verdict.Decision
+	turned   verdict.Decision // by the other orientation, see decide
+	turns    atomic.Uint64    // odd while a packet is in hand, see settle
 	record   audit.Record
 }
 
@@ -120,6 +122,8 @@ func (w *worker) datagram(fd int, b []byte, received time.Time) {
 // a verdict. A packet that can't be read whole is turned away.
 func (w *worker) message(fd int, m nlMessage, err error, received time.Time) {
 	w.packet.hasID, w.answered = false, false
+	w.turns.Add(1)
+	defer w.turns.Add(1)
 	defer w.rescue(fd)
 	switch m.kind {
 	case typePacket:
@@ -150,7 +154,7 @@ func (w *worker) message(fd int, m nlMessage, err error, received time.Time) {
 func (w *worker) serve(fd int, received time.Time) {
 	p := &w.packet
 	w.decoder.Decode(p.version, p.payload, p.wireLen, &w.flow)
-	d := w.judge.Decide(&w.flow)
+	d := w.decide()
 	if d.Reason == verdict.ReasonSelf && !p.turnsBack() {
 		d = w.unmask(d)
 	}

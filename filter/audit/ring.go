@@ -14,6 +14,9 @@ type Record struct {
 	Flow     verdict.Flow
 	Decision verdict.Decision
 	Snapshot *verdict.Snapshot // by which it was decided; nil before the first
+	// Revoked says that the decision is about a connection that was open, and is
+	// cut by it: Time is when.
+	Revoked bool
 }
 
 // refresh names the ends as the decision's snapshot has them: a cached decision
