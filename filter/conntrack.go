@@ -263,27 +263,29 @@ func appendMark(b []byte, seq uint32, e *markEdit) []byte {
 	return b
 }
 
-// appendDump appends a request for all entries, or, with an address, for those
-// whose first (or with reply, whose answering) end it is. The kernel picks them
-// since Linux 5.8; an older one gives those of the address's family.
-func appendDump(b []byte, seq uint32, a netip.Addr, reply bool) []byte {
-	from, family := len(b), byte(unix.AF_UNSPEC)
-	if a.IsValid() {
-		family = unix.AF_INET
-		if a.Is6() {
-			family = unix.AF_INET6
-		}
-	}
-	b = beginMessage(b, ctMsgGet, unix.NLM_F_DUMP, seq, family)
-	if a.IsValid() {
-		tuple, kind, flags := uint16(ctaTupleOrig), uint16(ctaIPv4Src), uint16(ctaFilterOrig)
-		if reply {
+// ctPick says which entries a dump is to give: those of a family (or of all, for
+// AF_UNSPEC), and of IPv4 maybe only those whose first end, or whose answering one,
+// has an address.
+//
+// The kernel picks by address since Linux 5.8; an older one gives the whole family.
+// By IPv6 address it picks just those that haven't the address
+// (ctnetlink_filter_match_tuple, as of Linux 6.18), so it isn't asked to.
+type ctPick struct {
+	family byte
+	addr   netip.Addr // IPv4, or the zero Addr for any
+	reply  bool       // it is the answering end's
+}
+
+// appendDump appends a request for entries.
+func appendDump(b []byte, seq uint32, pick ctPick) []byte {
+	from := len(b)
+	b = beginMessage(b, ctMsgGet, unix.NLM_F_DUMP, seq, pick.family)
+	if pick.addr.Is4() {
+		tuple, flags := uint16(ctaTupleOrig), uint16(ctaFilterOrig)
+		if pick.reply {
 			tuple, flags = ctaTupleReply, ctaFilterReply
 		}
-		if a.Is6() {
-			kind = ctaIPv6Src
-		}
-		ip := appendAttr(nil, unix.NLA_F_NESTED|ctaIP, appendAttr(nil, kind, a.AsSlice()))
+		ip := appendAttr(nil, unix.NLA_F_NESTED|ctaIP, appendAttr(nil, ctaIPv4Src, pick.addr.AsSlice()))
 		b = appendAttr(b, unix.NLA_F_NESTED|tuple, ip)
 		b = appendAttr(b, unix.NLA_F_NESTED|ctaFilter, appendAttr(nil, flags, binary.NativeEndian.AppendUint32(nil, ctaFilterIPSrc)))
 	}

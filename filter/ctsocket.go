@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
 
 	"golang.org/x/sys/unix"
 )
@@ -92,12 +91,11 @@ func (s *ctSocket) send() error {
 	return nil
 }
 
-// dump calls use for the table's entries: for all, or with an address for those in
-// which it opens the connection (or with reply, answers it), and maybe for others.
-// What a dump gives is what was there when it began, and isn't gone when it comes by.
-func (s *ctSocket) dump(a netip.Addr, reply bool, use func(*ctEntry) error) error {
+// dump calls use for the entries that are picked, and maybe for others. What a dump
+// gives is what was there when it began, and isn't gone when it comes by.
+func (s *ctSocket) dump(pick ctPick, use func(*ctEntry) error) error {
 	s.seq++
-	s.out = appendDump(s.out[:0], s.seq, a, reply)
+	s.out = appendDump(s.out[:0], s.seq, pick)
 	if err := s.send(); err != nil {
 		return err
 	}

@@ -107,6 +107,7 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 		generation.emit(ch, float64(s.Generation()))
 	}
 	collectDecisionLog(ch, a.audit.Stats())
+	collectRejudged(ch, a.revoker.Stats())
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	statePods.emit(ch, float64(a.state.pods))
