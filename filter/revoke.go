@@ -63,7 +63,9 @@ type Revoker struct {
 	trouble error              // of the last look
 	count   revokeCounters
 
-	pause time.Duration // before the next look; Run's
+	// What follows belongs to the looks.
+	pause   time.Duration // before the next look
+	entries int           // in the table when all of it was last seen
 }
 
 type revokeCounters struct{ looks, judged, revoked, restored, errors atomic.Uint64 }
@@ -231,10 +233,10 @@ func (r *Revoker) settleUp(all bool, addrs map[netip.Addr]bool, err error) (next
 	return 0
 }
 
-// fewAddrs is up to how many IPv4 addresses the kernel is asked for one by one. For
-// each it walks its table twice, at about a sixth of what it costs to hand all of
-// it out and to read that.
-const fewAddrs = 2
+// walkWorth is how many entries it takes the time of to have the kernel walk its
+// table once more, most of which is the walk over its buckets: as measured with
+// 262,144 of them, 30 ms, beside 1.8 µs for an entry that is handed out and read.
+const walkWorth = 16_000
 
 // look is one look at conntrack's table.
 type look struct {
@@ -251,7 +253,7 @@ type look struct {
 	turned       verdict.Decision // see turnedDown
 	record       audit.Record
 
-	revoked, restored int
+	seen, revoked, restored int
 }
 
 // revocation is what is to be said about an edit once it is made.
@@ -274,45 +276,45 @@ func (l *look) run() (err error) {
 	}
 	defer l.other.close()
 	for _, pick := range l.picks() {
+		l.seen = 0
 		if err := l.table.dump(pick, l.entry); err != nil {
 			return err
 		}
 		if err := l.flush(); err != nil {
 			return err
 		}
+		if pick.family == unix.AF_UNSPEC {
+			l.entries = l.seen
+		}
 	}
 	return nil
 }
 
-// picks says what to ask the kernel for, so that all that is due is among it.
-func (l *look) picks() []ctPick {
-	var v4 []netip.Addr
+// picks says what to ask the kernel for, so that all that is due is among it: all of
+// the table in one walk, or, if that is long, in a few walks what has the addresses.
+// A walk for an IPv4 address finds those whose first end it is, or whose answering
+// one; IPv6 is walked as a whole (see ctPick).
+func (l *look) picks() (picks []ctPick) {
 	v6 := false
 	for a := range l.addrs {
-		if a.Is4() {
-			v4 = append(v4, a)
-		} else {
+		if a.Is6() {
 			v6 = true
+		} else if len(picks) < l.entries/walkWorth {
+			picks = append(picks, ctPick{unix.AF_INET, a, false}, ctPick{unix.AF_INET, a, true})
 		}
-	}
-	switch many := len(v4) > fewAddrs; {
-	case l.all, many && v6:
-		return []ctPick{{family: unix.AF_UNSPEC}}
-	case many:
-		return []ctPick{{family: unix.AF_INET}}
-	}
-	var picks []ctPick
-	for _, a := range v4 {
-		picks = append(picks, ctPick{unix.AF_INET, a, false}, ctPick{unix.AF_INET, a, true})
 	}
 	if v6 {
 		picks = append(picks, ctPick{family: unix.AF_INET6})
+	}
+	if l.all || len(picks) >= l.entries/walkWorth {
+		return []ctPick{{family: unix.AF_UNSPEC}}
 	}
 	return picks
 }
 
 // entry judges one entry, if a change concerns it.
 func (l *look) entry(e *ctEntry) error {
+	l.seen++
 	if !l.concerned(e) {
 		return nil
 	}

@@ -118,6 +118,13 @@ const revokeTableOf = `
 // the accepted one, others' bits stay, what the node itself says or hears is left
 // alone, and what is allowed again is let go on.
 func TestRevoke(t *testing.T) {
+	for name, entries := range map[string]int{"whole table": 0, "by address": 1_000_000} {
+		t.Run(name, func(t *testing.T) { testRevoke(t, entries) })
+	}
+}
+
+// testRevoke has the looks believe that the table had so many entries before.
+func testRevoke(t *testing.T, entries int) {
 	kernelNetns(t)
 	kernelRun(t, revokeTableOf)
 	var out bytes.Buffer
@@ -146,6 +153,7 @@ func TestRevoke(t *testing.T) {
 			"1001=0x42000 1003=0x2000 1004=0x2000 1005=0x1000 1008=0x2000", 0, 5, 1},
 		{"the pods are gone", nil, "1001=0x40000 1005=0x1000", 0, 5, 5},
 	} {
+		r.entries = entries
 		r.change(c.pods...)
 		if got := r.marks(); got != c.marks {
 			t.Errorf("%s: marks are %s\nwant %s", c.name, got, c.marks)
