@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"maps"
 	"net/netip"
 	"regexp"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -265,4 +267,39 @@ func withoutCapabilities(t *testing.T, f func()) {
 		f()
 	}()
 	<-done
+}
+
+// TestLateComersAreSeen puts a connection into the table after the first look at a
+// change, as one that another program's queue has held back: the second look finds it.
+func TestLateComersAreSeen(t *testing.T) {
+	kernelNetns(t)
+	r := newRevokeRig(t, RevokeConfig{})
+	r.engine.Swap(revokeSnapshot(nil))
+	r.change(revokePod{"10.0.0.2", "-", ""})
+	kernelRun(t, revokeTableOf)
+	if r.look(); r.Stats().Revoked != 3 {
+		t.Errorf("%+v", r.Stats())
+	}
+}
+
+// TestSettle waits for packets that are in hand, and not for others, nor for ever.
+func TestSettle(t *testing.T) {
+	w := queueTestWorker(queueEngine(), nil, io.Discard)
+	q := &Queues{workers: []*worker{w}}
+	if !q.Settle() {
+		t.Error("an idle worker isn't settled")
+	}
+	w.turns.Add(1)
+	if start := time.Now(); q.Settle() || time.Since(start) < settleWait {
+		t.Error("a worker that is held up is settled")
+	}
+	done := make(chan time.Time, 1)
+	go func() {
+		time.Sleep(settleWait / 5)
+		done <- time.Now()
+		w.turns.Add(2) // and has the next packet in hand already
+	}()
+	if !q.Settle() || time.Now().Before(<-done) {
+		t.Error("settled before the packet's verdict was out")
+	}
 }
