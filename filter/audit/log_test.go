@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"portcullis/verdict"
 )
 
 // newTestLog is a log of everything with one sink and no windows.
