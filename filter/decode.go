@@ -49,6 +49,7 @@ type walk struct {
 	hopLimit   uint8
 	tcpSrc     uint16
 	tcpDst     uint16
+	tcpFlags   uint8
 }
 
 // errDefect stops the parser; the reason is already in the flow. It is one
@@ -225,6 +226,7 @@ func (l *tcpLayer) DecodeFromBytes(b []byte, _ gopacket.DecodeFeedback) error {
 	}
 	l.walk.tcpSrc = binary.BigEndian.Uint16(b[0:2])
 	l.walk.tcpDst = binary.BigEndian.Uint16(b[2:4])
+	l.walk.tcpFlags = b[13]
 	return nil
 }
 

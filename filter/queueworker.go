@@ -52,6 +52,8 @@ type worker struct {
 	waiting  int    // how many
 	more     bool   // packets are behind the one at hand
 	forged   verdict.Decision
+	turned   verdict.Decision // by the other orientation, see decide
+	turns    atomic.Uint64    // odd while packets are in hand, see settle
 	record   audit.Record
 }
 
@@ -114,11 +116,13 @@ func (w *worker) readFailed(err error) {
 
 // datagrams serves what one read has brought. When it is done no verdict waits.
 func (w *worker) datagrams(fd, n int, received time.Time) {
+	w.turns.Add(1)
 	for i := range n {
 		w.more = i+1 < n
 		w.datagram(fd, w.in.datagram(i), received)
 	}
 	w.send(fd) // where the last was no packet
+	w.turns.Add(1)
 }
 
 // datagram serves each netlink message of what one read brought.
@@ -164,7 +168,7 @@ func (w *worker) message(fd int, m nlMessage, err error, received time.Time) {
 func (w *worker) serve(fd int, received time.Time) {
 	p := &w.packet
 	w.decoder.Decode(p.version, p.payload, p.wireLen, &w.flow)
-	d := w.judge.Decide(&w.flow)
+	d := w.decide()
 	if d.Reason == verdict.ReasonSelf && !p.turnsBack() {
 		d = w.unmask(d)
 	}

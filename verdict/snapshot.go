@@ -60,6 +60,9 @@ type Snapshot struct {
 	// stamps hold, by an address's slot, the generation in which the meaning
 	// of some address of that slot last changed.
 	stamps [stampSlots]uint64
+	// changed are the addresses whose meaning is another than in the snapshot
+	// before.
+	changed []netip.Addr
 }
 
 // NewSnapshot makes a snapshot. prev is the one that it follows, nil for the
@@ -99,6 +102,7 @@ func (s *Snapshot) Next(c Change) *Snapshot {
 		old, now := s.ends.find(&k), newEnd(k, pod, nodes)
 		if old.meaning() != now.meaning() {
 			n.stamps[k.stampSlot()] = n.generation
+			n.changed = append(n.changed, a)
 		}
 		isolated.note(a, old.isIsolated(), now.isIsolated())
 		judged.note(a, old.judged, now.judged)

@@ -242,7 +242,16 @@ func TestForwardedByTheNodeItself(t *testing.T) {
 // sendAs sends a datagram from the node, in a pod's name.
 func (w *world) sendAs(src netip.Addr, to netip.AddrPort) {
 	w.Helper()
-	w.must(w.lab.Do(lab.Node, func() error {
+	c, err := w.dialAs(src, to)
+	w.must(err)
+	defer c.Close()
+	_, err = c.Write([]byte("x"))
+	w.must(err)
+}
+
+// dialAs gives a UDP socket of the node's that speaks in a pod's name.
+func (w *world) dialAs(src netip.Addr, to netip.AddrPort) (c net.Conn, err error) {
+	err = w.lab.Do(lab.Node, func() error {
 		d := net.Dialer{
 			LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(src, 0)),
 			Control: func(_, _ string, raw syscall.RawConn) (err error) {
@@ -256,14 +265,10 @@ func (w *world) sendAs(src netip.Addr, to netip.AddrPort) {
 				return err
 			},
 		}
-		c, err := d.DialContext(context.Background(), "udp", to.String())
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		_, err = c.Write([]byte("x"))
+		c, err = d.DialContext(context.Background(), "udp", to.String())
 		return err
-	}))
+	})
+	return c, err
 }
 
 // TestManyAtOnce opens a few hundred connections together: each is judged, and

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"portcullis/filter"
 	"portcullis/policycache"
 	"portcullis/verdict"
 )
@@ -55,9 +56,10 @@ func TestReadyz(t *testing.T) {
 		{"no rules", nil, func(s *agentState) { s.rules = false }, "rules: not in place"},
 		{"sets", nil, func(s *agentState) { s.sets = errors.New("full") }, "sets: full"},
 		{"bridges", nil, func(s *agentState) { s.bridges = errors.New("off") }, "bridges: off"},
+		{"open connections", nil, func(*agentState) {}, "open connections: not judged yet"},
 		{"repair", nil, func(s *agentState) { s.repair = errors.New("two\nlines") }, "rules: two; lines"},
 	} {
-		a := &agent{source: fakeSource{c.source}, engine: verdict.NewEngine()}
+		a := &agent{source: fakeSource{c.source}, engine: verdict.NewEngine(), revoker: filter.NewRevoker(filter.RevokeConfig{})}
 		a.state = agentState{compiled: true}
 		c.change(&a.state)
 		for _, path := range []string{"/readyz", "/readyz?verbose"} {

@@ -140,6 +140,7 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 	for set, members := range a.kernel.SetMembers() {
 		setMembers.emit(ch, float64(members), set)
 	}
+	collectRejudged(ch, a.revoker.Stats())
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	statePods.emit(ch, float64(a.state.pods))

@@ -39,6 +39,7 @@ type agent struct {
 	compiler *policycache.Compiler
 	queueCfg filter.QueueConfig
 	metrics  *metrics
+	revoker  *filter.Revoker
 
 	mu     sync.Mutex
 	queues *filter.Queues
@@ -90,6 +91,7 @@ func enforce(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.L
 	parts.Go(func() { a.reopenUntil(ctx) })
 	parts.Go(func() { a.eventsUntil(ctx) })
 	parts.Go(func() { a.watchSuccessor(ctx, cancel) })
+	parts.Go(func() { a.revoker.Run(ctx) })
 	err = a.source.run(ctx, func(objects *policycache.Objects) {
 		if err := a.apply(objects); err != nil {
 			select {
@@ -175,12 +177,14 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 		a.compiler.SetMode(verdict.ModeAuditOnly)
 	}
 	a.metrics = newMetrics(a)
+	a.revoker = a.newRevoker(bits)
 	return a, nil
 }
 
 // apply puts a new state in force: the engine first, so that whatever the
 // kernel queues from then on is judged by it, then the sets that say whose
-// packets are queued. An error is one that the agent can't go on with.
+// packets are queued, and then the connections that are open already. An error is
+// one that the agent can't go on with.
 func (a *agent) apply(objects *policycache.Objects) error {
 	start := time.Now()
 	snapshot := a.compiler.Compile(objects)
@@ -199,12 +203,17 @@ func (a *agent) apply(objects *policycache.Objects) error {
 		return err
 	}
 	a.record()
+	unguarded := !a.state.rules || a.kernel.SetsError() != nil
 	// noteParts asks for its error.
 	_ = a.kernel.SetIsolated(isolated)
 	a.noteParts()
 	a.log.Debug("policy in force", "generation", snapshot.Generation(), "pods", len(objects.Pods),
 		"policies", len(objects.Policies), "isolatedAddresses", len(isolated), "took", time.Since(start))
-	return a.install()
+	if err := a.install(); err != nil {
+		return err
+	}
+	a.rejudge(snapshot, unguarded)
+	return nil
 }
 
 // countPods tells how many pods have these addresses, and how many of them are in
@@ -303,6 +312,9 @@ func (a *agent) repair() {
 		return // watchSuccessor sees it too
 	}
 	a.metrics.repaired(len(repaired))
+	if len(repaired) > 0 {
+		a.revoker.Everything() // the gate may have stood open
+	}
 	a.mu.Lock()
 	a.note("the kernel's rules can't be checked or repaired", &a.state.repair, err)
 	a.mu.Unlock()
@@ -385,7 +397,7 @@ func (a *agent) unready() []string {
 	if !a.state.rules {
 		why = append(why, "rules: not in place")
 	}
-	for part, err := range map[string]error{"sets": a.state.sets, "bridges": a.state.bridges, "rules": a.state.repair} {
+	for part, err := range map[string]error{"sets": a.state.sets, "bridges": a.state.bridges, "rules": a.state.repair, "open connections": a.revoker.Unready()} {
 		if err != nil {
 			why = append(why, part+": "+oneLine(err))
 		}

@@ -36,7 +36,7 @@ type line struct {
 func appendRecord(b []byte, node string, labels bool, r *Record) []byte {
 	f, d := &r.Flow, &r.Decision
 	l := line{appendHead(b, "decision", r.Time, node), labels, r.Snapshot}
-	l.raw(`,"verdict":"`, d.Verdict.String(), `","reason":"`, d.Reason.String(), `","directions":`, directions(d),
+	l.raw(`,"verdict":"`, r.word(), `","reason":"`, d.Reason.String(), `","directions":`, directions(d),
 		`,"protocol":"`, f.Proto.String(), `"`)
 	whole := f.Defect == verdict.ReasonNone
 	ports := whole && f.Proto.HasPorts()
@@ -106,6 +106,14 @@ func (l *line) number(name string, n uint64) {
 }
 
 func (l *line) text(name, value string) { l.b = appendString(append(l.b, name...), value) }
+
+// word gives the verdict's word.
+func (r *Record) word() string {
+	if r.Revoked {
+		return "revoked"
+	}
+	return r.Decision.Verdict.String()
+}
 
 func directions(d *verdict.Decision) string {
 	switch {

@@ -249,6 +249,8 @@ func (l *Log) decided(rec *Record) {
 	switch {
 	case !l.selected(&rec.Decision):
 		l.unselected.Add(1)
+	case rec.Revoked: // once, so there is no repeat to wait for
+		l.emit(l.render(rec), tally{count: 1})
 	case rec.Decision.Verdict == verdict.Deny:
 		if l.repeats.add(rec, l.now) && l.cfg.Denied != nil {
 			l.cfg.Denied(rec)

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"portcullis/verdict"
 )
 
 // newTestLog is a log of everything with one sink and no windows.
@@ -207,4 +209,25 @@ func TestLogTornLine(t *testing.T) {
 			t.Errorf("%d written, %d lost, lines %q", sinkOf(l).Written, sinkOf(l).Lost, lines)
 		}
 	})
+}
+
+// TestRevokedIsToldAtOnce: a revoked connection is a record of its own, whatever
+// window is open for denials of the same flow.
+func TestRevokedIsToldAtOnce(t *testing.T) {
+	var out bytes.Buffer
+	l := NewLog(Config{Node: "n1", Sinks: []Sink{{"test", &out}}, Window: time.Hour, Audit: verdict.AuditDenied})
+	ring := l.NewRing()
+	cut, held := denied(), denied()
+	cut.Revoked = true
+	for range 2 {
+		ring.Put(&cut)
+		ring.Put(&held)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(out.String(), "\n")
+	if len(lines) != 4 || !strings.Contains(lines[0], `"revoked"`) || !strings.Contains(lines[1], `"revoked"`) || !strings.Contains(lines[2], `"deny"`) {
+		t.Errorf("the log: %s", out.String())
+	}
 }

@@ -17,6 +17,9 @@ type Record struct {
 	// Observed says that the connection wasn't queued, and needn't have been:
 	// conntrack told of it.
 	Observed bool
+	// Revoked says that the decision is about a connection that was open, and is
+	// cut by it: Time is when.
+	Revoked bool
 }
 
 // refresh names the ends as the decision's snapshot has them: a cached decision

@@ -98,13 +98,21 @@ func TestSchema(t *testing.T) {
 	truncated.Flow = verdict.Flow{Proto: verdict.TCP, Defect: verdict.ReasonTruncated}
 	truncated.Decision = verdict.Decision{Reason: verdict.ReasonTruncated}
 	x, y := denied(), allowed()
+	cut := denied()
+	cut.Revoked, cut.Latency = true, 0
 	lines := []string{string(lineOf("n1", x)), string(lineOf("n1", y)), string(lineOf("n1", truncated)), string(lineOf("", x)),
 		string(appendTally(appendRecord(nil, "n1", true, &x), tally{count: 3, last: x.Time + 1})),
 		string(appendTally(appendRecord(nil, "n1", true, &y), tally{count: 1, sample: 10})),
-		string(appendMissing(nil, "n1", time.Now(), missing{suppressed: 1}))}
+		string(appendMissing(nil, "n1", time.Now(), missing{suppressed: 1})), string(lineOf("n1", cut))}
 	for _, line := range lines {
 		if err := valid(schema, line); err != nil {
 			t.Errorf("%v: %s", err, line)
+		}
+	}
+	for _, change := range [][2]string{{`"latencyNs":0`, `"latencyNs":1`}, {`"count":1`, `"count":2,"lastTime":"2025-01-02T03:04:05Z"`}, {`"reason":"no-rule"`, `"reason":"rule"`}} {
+		line := strings.Replace(lines[7], change[0], change[1], 1)
+		if line == lines[7] || !strings.Contains(line, `"verdict":"revoked"`) || valid(schema, line) == nil {
+			t.Errorf("%s for %s is let pass: %s", change[1], change[0], line)
 		}
 	}
 	for _, change := range [][2]string{
