@@ -47,6 +47,9 @@ type Compiler struct {
 	claims     claims
 	nodeAddrs  nodeAddrs
 
+	unknown Unknown
+	ranges  *verdict.PodRanges
+
 	versions  map[string]string   // the policies' resourceVersions; never changed once shared
 	invalid   map[*policy]bool    // those with mistakes
 	badAudits map[*namespace]bool // those whose annotation can't be understood
@@ -125,10 +128,12 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 		w.changePolicy(key, o.Policies[key])
 	}
 	w.noteVersions(changed.Policies)
+	w.noteGiven(o.Given)
+	w.noteRanges()
 	for _, s := range w.subjects {
 		s.findPolicies(c.podLabels)
 	}
-	change := verdict.Change{Versions: c.versions}
+	change := verdict.Change{Versions: c.versions, Ranges: c.ranges}
 	change.NamespaceBits, change.PodBits = w.shareBits()
 	w.buildEndpoints(change.NamespaceBits, change.PodBits)
 	change.Owners, change.Nodes = w.changedAddrs()
@@ -209,6 +214,7 @@ func (w *compilation) endpoint(p *pod) *verdict.Endpoint {
 	e := &verdict.Endpoint{
 		Namespace:      p.Namespace,
 		Name:           p.Name,
+		UID:            p.UID,
 		Node:           p.Node,
 		Addrs:          p.IPs,
 		Judged:         w.node == "" || p.Node == w.node,

@@ -25,8 +25,10 @@ type Endpoint struct {
 	Ports []NamedPort
 
 	Namespace, Name string
-	Node            string
-	Addrs           []netip.Addr
+	// UID tells the pod from another that had its name, or has its address.
+	UID   string
+	Node  string
+	Addrs []netip.Addr
 	// Meaning is a hash over everything that decisions about this pod depend
 	// on. Two endpoints of the same address and the same Meaning in successive
 	// snapshots are judged alike, so that cached verdicts stay usable.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -152,8 +153,8 @@ func TestFill(t *testing.T) {
 	delete(o.Pods, "default/half")
 	delete(o.Pods, "default/anon")
 	w.Fill(o, "here")
-	if w.Fill(o, "here") != o {
-		t.Error("nothing is to add, but the objects are others")
+	if again := w.Fill(o, "here"); reflect.ValueOf(again.Pods).Pointer() != reflect.ValueOf(o.Pods).Pointer() {
+		t.Error("nothing is to add, but the pods are others")
 	}
 }
 
