@@ -35,7 +35,7 @@ func removeAll(log *slog.Logger, markBits uint32) error {
 	if err := checkIpset(); err != nil {
 		log.Debug("no sets to remove", "reason", err)
 	} else {
-		errs = append(errs, destroySet(4), destroySet(6))
+		errs = append(errs, destroySets(4), destroySets(6))
 	}
 	cleared, err := clearConnmarks(markBits)
 	errs = append(errs, err)

@@ -22,6 +22,8 @@ type KernelConfig struct {
 	// MarkBits are exactly two bits; see AcceptedMark and RevokedMark. Zero
 	// means DefaultMarkBits.
 	MarkBits uint32
+	// HoldUnknown queues the packets of unknown pods too: see WatchUnknown.
+	HoldUnknown bool
 	// Log is where choices and repairs are told; nil means slog's default.
 	Log *slog.Logger
 }
@@ -43,7 +45,8 @@ type Kernel struct {
 
 	setLock  sync.Mutex
 	isolated map[netip.Addr]bool // nil as long as it isn't known
-	setsErr  error               // of the last attempt to bring the sets up to date
+	unknown  unknownPods
+	setsErr  error // of the last attempt to bring the sets up to date
 }
 
 // NewKernel checks that the machine has what the rules need, and chooses the
@@ -74,7 +77,8 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 	}
 	k := &Kernel{
 		log:       cfg.Log,
-		gate:      gate{cfg.QueueBase, cfg.Queues, cfg.FailOpen, cfg.MarkBits},
+		gate:      gate{cfg.QueueBase, cfg.Queues, cfg.FailOpen, cfg.MarkBits, cfg.HoldUnknown},
+		unknown:   unknownPods{on: cfg.HoldUnknown},
 		backend:   backend,
 		installed: map[family]*installed{},
 	}
@@ -142,6 +146,7 @@ func (k *Kernel) SetsError() error {
 func (k *Kernel) checkSets() (changes []string, err error) {
 	k.setLock.Lock()
 	defer k.setLock.Unlock()
+	k.lookAround()
 	return k.fillSets()
 }
 
@@ -159,9 +164,18 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 		if made {
 			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, c.fam.set()))
 		}
+		unknown, made, err := k.unknown.fill(c.fam)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if made {
+			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, c.fam.unknownSet()))
+		}
 		if k.isolated == nil {
 			continue
 		}
+		errs = append(errs, unknown.shut())
 		want := map[netip.Addr]bool{}
 		for a := range k.isolated {
 			if c.fam.holds(a) {
@@ -172,7 +186,8 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 		if added+removed > 0 {
 			changes = append(changes, fmt.Sprintf("%s: set %s lacked %d members and had %d too many", c.fam, c.fam.set(), added, removed))
 		}
-		errs = append(errs, err)
+		errs = append(errs, err, unknown.open())
+		changes = append(changes, unknown.changes()...)
 	}
 	return changes, errors.Join(errs...)
 }

@@ -67,11 +67,12 @@ type gate struct {
 	queues    int
 	failOpen  bool
 	markBits  uint32
+	unknown   bool // queue unknown pods' packets too
 }
 
 // forwardRules are the rules of the chain that FORWARD and OUTPUT jump to.
 //
-// The last two, which hand packets to the queues, don't ask for the conntrack
+// The last, which hand packets to the queues, don't ask for the conntrack
 // state NEW on purpose. What comes that far is NEW or UNTRACKED, and the
 // untracked must be judged too, each packet of them: else a NOTRACK rule would
 // open the gate.
@@ -107,6 +108,11 @@ func (g gate) forwardRules(fam family) [][]string {
 	}
 	for _, end := range []string{"src", "dst"} {
 		add("-m set --match-set %s %s -j NFQUEUE %s", fam.set(), end, g.queueFlags())
+	}
+	if g.unknown {
+		for _, end := range []string{"src", "dst"} {
+			add("-m set --match-set %s %s -j NFQUEUE %s", fam.unknownSet(), end, g.queueFlags())
+		}
 	}
 	return rules
 }

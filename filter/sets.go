@@ -100,13 +100,18 @@ func fillSet(fam family, want map[netip.Addr]bool) (added, removed int, err erro
 		changeMembers(ipsetDel, fam, excess))
 }
 
-// destroySet removes the family's set, if it is there. The kernel lets go of a
+// destroySets removes the family's sets.
+func destroySets(fam family) error {
+	return errors.Join(destroySet(fam.set()), destroySet(fam.unknownSet()))
+}
+
+// destroySet removes a set, if it is there. The kernel lets go of a
 // deleted nftables rule, and of the set that it refers to, a little after the
 // delete has returned; so a set in use is tried again for some two seconds.
-func destroySet(fam family) error {
+func destroySet(name string) error {
 	var err error
 	for range 100 {
-		err = netlink.IpsetDestroy(fam.set())
+		err = netlink.IpsetDestroy(name)
 		if err == nil || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
@@ -115,5 +120,5 @@ func destroySet(fam family) error {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	return fmt.Errorf("destroy ipset %s: %w", fam.set(), err)
+	return fmt.Errorf("destroy ipset %s: %w", name, err)
 }
