@@ -29,7 +29,7 @@ func LatencyBounds() []time.Duration { return latencyBounds[:] }
 type QueueStats struct {
 	Queue uint16
 	// Packets came from the kernel. Those without a decision are Unparsed or
-	// Panics, and were dropped.
+	// Panics, and were dropped, or are held, or were and were returned: see Hold.
 	Packets uint64
 	// Decisions are indexed by verdict.Reason, then verdict.Verdict.
 	Decisions [][2]uint64
@@ -50,6 +50,7 @@ type QueueStats struct {
 	// queue may hold, UserDropped more than the socket's receive buffer; with
 	// fail-open these were accepted. They are the kernel's figures.
 	Waiting, KernelDropped, UserDropped uint64
+	Hold                                HoldStats
 }
 
 // Verdicts gives the number of decisions of a kind, over all reasons.
@@ -68,6 +69,7 @@ type counters struct {
 	egress, ingress                      [2]atomic.Uint64
 	latency                              [len(latencyBounds) + 1]atomic.Uint64
 	latencySum                           atomic.Int64
+	hold                                 holdCounters
 }
 
 // decided counts a decision.
@@ -105,6 +107,7 @@ func (c *counters) stats(queue uint16) QueueStats {
 		VerdictErrors: c.verdictErrors.Load(),
 		Latency:       make([]uint64, len(c.latency)),
 		LatencySum:    time.Duration(c.latencySum.Load()),
+		Hold:          c.hold.stats(),
 	}
 	for i := range c.reasons {
 		s.Decisions[i] = load2(&c.reasons[i])

@@ -34,6 +34,7 @@ type agentOptions struct {
 	backend     string
 	sysctlDir   string
 	cniResults  string
+	hold        holdFlags
 	decisions   decisionLogFlags
 	http        string
 	logs        logFlags
@@ -89,6 +90,7 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.backend, "iptables-backend", "auto", "auto, nft or legacy; auto follows what the node uses")
 	f.StringVar(&o.cniResults, "cni-results", "", "directory of the CNI plugins' results, usually /var/lib/cni/results: guards a pod before its first container starts")
 	f.StringVar(&o.sysctlDir, "sysctl-dir", filter.SysctlDir, "where the node's sysctls can be written; a container sees its own read-only")
+	o.hold.register(f)
 	o.decisions.register(f)
 	f.StringVar(&o.http, "http", "127.0.0.1:9353", "address of /healthz, /readyz and /metrics; empty for none")
 	o.logs.register(f)
@@ -116,6 +118,9 @@ func (o *agentOptions) check() error {
 		if _, _, err := net.SplitHostPort(o.http); err != nil {
 			return fmt.Errorf("--http %q is not an address such as 127.0.0.1:9353", o.http)
 		}
+	}
+	if err := o.hold.check(o.queueLength); err != nil {
+		return err
 	}
 	return o.decisions.check()
 }

@@ -66,6 +66,7 @@ func (a *agent) describe(w io.Writer) {
 	if s := a.engine.Snapshot(); s != nil {
 		fmt.Fprintf(w, "[i] policy: generation %d, %d pods, %d policies, %d addresses judged here, %d isolated\n",
 			s.Generation(), a.state.pods, a.state.policies, a.state.judged, a.state.isolated)
+		describeHeld(w, s)
 	}
 	for _, p := range a.state.problems {
 		fmt.Fprintf(w, "[!] %s: %s\n", p.Object, oneLine(p.Err))

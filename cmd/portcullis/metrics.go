@@ -155,6 +155,7 @@ func collectQueues(ch chan<- prometheus.Metric, queues []filter.QueueStats) {
 		}
 	}
 	collectLatency(ch, queues)
+	collectHeld(ch, queues)
 }
 
 func collectQueue(ch chan<- prometheus.Metric, q filter.QueueStats) {

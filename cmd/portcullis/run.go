@@ -126,6 +126,8 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 		FailOpen:  o.failOpen,
 		MarkBits:  bits,
 		Log:       log,
+
+		HoldUnknown: o.hold.hold > 0,
 	})
 	if err != nil {
 		return nil, err
@@ -152,8 +154,11 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 			FailOpen:   o.failOpen,
 			AcceptMark: filter.AcceptedMark(bits),
 			CacheSize:  o.cacheSize,
+			Hold:       o.hold.hold,
+			HoldMax:    o.hold.packets,
 		},
 	}
+	a.compiler.SetUnknown(o.hold.policy())
 	a.metrics = newMetrics(a)
 	return a, nil
 }
@@ -176,6 +181,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	if err := a.bind(); err != nil {
 		return err
 	}
+	a.kernel.WatchUnknown(snapshot.PodRanges().Prefixes(), snapshot.KnownAddrs())
 	// noteParts asks for its error.
 	_ = a.kernel.SetIsolated(isolated)
 	a.noteParts()
