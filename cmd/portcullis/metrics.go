@@ -17,6 +17,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	compile  prometheus.Histogram
 	repairs  prometheus.Counter
+	forgot   prometheus.Counter
 }
 
 func newMetrics(a *agent) *metrics {
@@ -32,7 +33,11 @@ func newMetrics(a *agent) *metrics {
 			Help: "Rules and sets that others had altered and that were put right.",
 		}),
 	}
-	m.registry.MustRegister(m.compile, m.repairs, agentCollector{a},
+	m.forgot = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "portcullis_forgotten_connections_total",
+		Help: "Connections that the kernel was made to forget since the pod at an end has gone, or another has its address.",
+	})
+	m.registry.MustRegister(m.compile, m.repairs, m.forgot, agentCollector{a},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

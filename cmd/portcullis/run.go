@@ -37,6 +37,7 @@ type agent struct {
 	compiler *policycache.Compiler
 	queueCfg filter.QueueConfig
 	metrics  *metrics
+	vacated  vacated
 
 	mu     sync.Mutex
 	queues *filter.Queues
@@ -79,6 +80,7 @@ func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.
 	var parts sync.WaitGroup
 	parts.Go(func() { a.repairUntil(ctx) })
 	parts.Go(func() { a.reopenUntil(ctx) })
+	parts.Go(func() { a.forgetUntil(ctx) })
 	err = a.source.run(ctx, func(objects *policycache.Objects) {
 		if err := a.apply(objects); err != nil {
 			select {
@@ -159,6 +161,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 		},
 	}
 	a.compiler.SetUnknown(o.hold.policy())
+	a.vacated.wake = make(chan struct{}, 1)
 	a.metrics = newMetrics(a)
 	return a, nil
 }
@@ -171,6 +174,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	snapshot := a.compiler.Compile(objects)
 	a.metrics.compiled(time.Since(start))
 	a.engine.Swap(snapshot)
+	a.vacated.add(snapshot.Vacated())
 	isolated, judged := snapshot.IsolatedAddrs(), snapshot.JudgedAddrs()
 	a.mu.Lock()
 	a.state.compiled = true
