@@ -98,6 +98,9 @@ func (s *AntiSpoof) Set(links []PodLink) error {
 func (s *AntiSpoof) Repair() (repaired []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.built {
+		return nil, nil
+	}
 	if repaired, err = s.mend(); len(repaired) > 0 {
 		s.log.Warn("anti-spoofing repaired", "repaired", repaired)
 	}

@@ -35,6 +35,7 @@ type agentOptions struct {
 	sysctlDir   string
 	cniResults  string
 	hold        holdFlags
+	antiSpoof   bool
 	decisions   decisionLogFlags
 	http        string
 	logs        logFlags
@@ -91,6 +92,7 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.cniResults, "cni-results", "", "directory of the CNI plugins' results, usually /var/lib/cni/results: guards a pod before its first container starts")
 	f.StringVar(&o.sysctlDir, "sysctl-dir", filter.SysctlDir, "where the node's sysctls can be written; a container sees its own read-only")
 	o.hold.register(f)
+	f.BoolVar(&o.antiSpoof, "anti-spoof", false, "drop what leaves a pod's interface with an address that isn't the pod's; for bridged pods by --cni-results")
 	o.decisions.register(f)
 	f.StringVar(&o.http, "http", "127.0.0.1:9353", "address of /healthz, /readyz and /metrics; empty for none")
 	o.logs.register(f)

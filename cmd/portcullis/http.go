@@ -74,6 +74,7 @@ func (a *agent) describe(w io.Writer) {
 	if a.state.rules {
 		fmt.Fprintf(w, "[i] rules: in place, backend %s\n", a.kernel.Backend())
 	}
+	a.spoof.describe(w)
 	if a.queues != nil {
 		for _, q := range a.queues.Stats() {
 			fmt.Fprintf(w, "[i] queue %d: %d packets\n", q.Queue, q.Packets)

@@ -112,6 +112,7 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 		generation.emit(ch, float64(s.Generation()))
 	}
 	collectDecisionLog(ch, a.audit.Stats())
+	a.spoof.collect(ch)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	statePods.emit(ch, float64(a.state.pods))

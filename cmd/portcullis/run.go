@@ -38,6 +38,7 @@ type agent struct {
 	queueCfg filter.QueueConfig
 	metrics  *metrics
 	vacated  vacated
+	spoof    *antiSpoof // nil without --anti-spoof
 
 	mu     sync.Mutex
 	queues *filter.Queues
@@ -81,6 +82,7 @@ func runAgent(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.
 	parts.Go(func() { a.repairUntil(ctx) })
 	parts.Go(func() { a.reopenUntil(ctx) })
 	parts.Go(func() { a.forgetUntil(ctx) })
+	parts.Go(func() { a.spoofUntil(ctx) })
 	err = a.source.run(ctx, func(objects *policycache.Objects) {
 		if err := a.apply(objects); err != nil {
 			select {
@@ -114,8 +116,9 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	if err != nil {
 		return nil, err
 	}
+	var results *cni.Watcher
 	if o.cniResults != "" {
-		results, err := cni.NewWatcher(o.cniResults, log)
+		results, err = cni.NewWatcher(o.cniResults, log)
 		if err != nil {
 			return nil, fmt.Errorf("--cni-results: %w", err)
 		}
@@ -162,6 +165,9 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	}
 	a.compiler.SetUnknown(o.hold.policy())
 	a.vacated.wake = make(chan struct{}, 1)
+	if o.antiSpoof {
+		a.spoof = newAntiSpoof(results, log)
+	}
 	a.metrics = newMetrics(a)
 	return a, nil
 }
@@ -189,6 +195,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	// noteParts asks for its error.
 	_ = a.kernel.SetIsolated(isolated)
 	a.noteParts()
+	a.spoof.look()
 	a.log.Debug("policy in force", "generation", snapshot.Generation(), "pods", len(objects.Pods),
 		"policies", len(objects.Policies), "isolatedAddresses", len(isolated), "took", time.Since(start))
 	return a.install()
@@ -224,6 +231,7 @@ func (a *agent) install() error {
 	if err := a.kernel.Install(); err != nil {
 		return err
 	}
+	a.removeLeftSpoof()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.state.rules = true
@@ -349,6 +357,7 @@ func (a *agent) unready() []string {
 			why = append(why, part+": "+oneLine(err))
 		}
 	}
+	why = append(why, a.spoof.unready()...)
 	slices.Sort(why)
 	return why
 }

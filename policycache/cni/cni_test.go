@@ -262,6 +262,18 @@ func TestRun(t *testing.T) {
 	<-ended
 }
 
+// TestLinks: a pod's interfaces on the node's side are those without a sandbox.
+func TestLinks(t *testing.T) {
+	w := watcher(t, map[string]string{
+		"routed":  file("default", "a", "u1", "10.0.0.1/24"),
+		"bridged": strings.Replace(file("default", "b", "u2", "10.0.0.2/24"), `{"name":"veth1"}`, `{"name":"cni0"},{"name":"veth2"},{}`, 1),
+		"silent":  strings.Replace(file("default", "c", "", "10.0.0.3/24"), `{"name":"veth1"},`, ``, 1),
+	})
+	if got, want := fmt.Sprint(w.Links()), "map[{default/a u1}:[veth1] {default/b u2}:[cni0 veth2] {default/c }:[]]"; got != want {
+		t.Errorf("links %s, want %s", got, want)
+	}
+}
+
 func TestNoDirectory(t *testing.T) {
 	_, err := NewWatcher(filepath.Join(t.TempDir(), "missing"), slog.Default())
 	if err == nil || !strings.Contains(err.Error(), "missing") {

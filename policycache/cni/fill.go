@@ -133,5 +133,5 @@ func (w *Watcher) newest() map[string]*result {
 
 // equal tells whether two results say the same about the same pod.
 func (r *result) equal(other *result) bool {
-	return r.key() == other.key() && r.uid == other.uid && slices.Equal(r.addrs, other.addrs) && r.written.Equal(other.written)
+	return r.key() == other.key() && r.uid == other.uid && slices.Equal(r.addrs, other.addrs) && slices.Equal(r.links, other.links) && r.written.Equal(other.written)
 }
