@@ -17,8 +17,9 @@ const (
 	// holdPoll is how often a worker that holds packets looks whether their pods are
 	// known now, when no packet comes that has it look anyway.
 	holdPoll = 5 * time.Millisecond
-	// holdShare is the part of the room that one address may take, so that one
-	// unknown pod's packets leave room for those of others.
+	// holdShare is the part of the room that one sender may take, and one unknown
+	// receiver: so neither a pod that scans the node's addresses, nor a flood to one of
+	// them, leaves no room for others' packets.
 	holdShare = 8
 )
 
@@ -27,7 +28,7 @@ const (
 type held struct {
 	packet   queuedPacket
 	flow     verdict.Flow
-	stranger netip.Addr // the end that isn't known
+	to       netip.Addr // the receiver if it isn't known, else the zero Addr
 	received time.Time
 }
 
@@ -36,8 +37,10 @@ type held struct {
 type waiting struct {
 	list []held
 	// by is the snapshot that knows none of their pods; a later one may.
-	by        *verdict.Snapshot
-	strangers map[netip.Addr]int // how many packets each has in the list
+	by *verdict.Snapshot
+	// shares are how many packets of the list each sender, and each unknown receiver,
+	// has.
+	shares map[netip.Addr]int
 }
 
 // HoldStats are what a queue counts of packets of unknown pods.
@@ -83,32 +86,36 @@ func (w *worker) wait(fd int, d *verdict.Decision, received time.Time) *verdict.
 	if !d.Unknown || w.cfg.Hold <= 0 {
 		return d
 	}
-	stranger := w.flow.Src
-	if s := w.judge.Snapshot(); d.Src != nil || !s.Unknown(stranger) {
-		stranger = w.flow.Dst
+	var to netip.Addr
+	if w.judge.Snapshot().Unknown(w.flow.Dst) {
+		to = w.flow.Dst
 	}
-	if n := len(w.held.list); n >= w.cfg.HoldMax || w.held.strangers[stranger] >= max(w.cfg.HoldMax/holdShare, 1) {
+	share := max(w.cfg.HoldMax/holdShare, 1)
+	if len(w.held.list) >= w.cfg.HoldMax || w.held.shares[w.flow.Src] >= share || w.held.shares[to] >= share {
 		w.count.hold.full.Add(1)
 		return d
 	}
-	w.hold(fd, stranger, received)
+	w.hold(fd, to, received)
 	return nil
 }
 
 // hold puts the packet at hand aside.
-func (w *worker) hold(fd int, stranger netip.Addr, received time.Time) {
+func (w *worker) hold(fd int, to netip.Addr, received time.Time) {
 	h := &w.held
 	if len(h.list) == 0 {
 		h.by = w.judge.Snapshot()
 		w.readTimeout(fd, holdPoll)
 	}
-	if h.strangers == nil {
-		h.strangers = map[netip.Addr]int{}
+	if h.shares == nil {
+		h.shares = map[netip.Addr]int{}
 	}
-	h.strangers[stranger]++
+	h.shares[w.flow.Src]++
+	if to.IsValid() {
+		h.shares[to]++
+	}
 	packet := w.packet
 	packet.payload = nil // of the buffer that the next read uses
-	h.list = append(h.list, held{packet, w.flow, stranger, received})
+	h.list = append(h.list, held{packet, w.flow, to, received})
 	w.count.hold.total.Add(1)
 	w.count.hold.now.Add(1)
 }
@@ -153,8 +160,14 @@ func (w *worker) reconsider(fd int) {
 
 // let forgets a packet that is out of the list.
 func (w *worker) let(h *held) {
-	if w.held.strangers[h.stranger]--; w.held.strangers[h.stranger] <= 0 {
-		delete(w.held.strangers, h.stranger)
+	less := func(a netip.Addr) {
+		if w.held.shares[a]--; w.held.shares[a] <= 0 {
+			delete(w.held.shares, a)
+		}
+	}
+	less(h.flow.Src)
+	if h.to.IsValid() {
+		less(h.to)
 	}
 	w.count.hold.now.Add(-1)
 }

@@ -3,6 +3,7 @@ package filter
 import (
 	"bytes"
 	"io"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -70,12 +71,15 @@ func (b *holdBench) want(what, verdicts string, s HoldStats) {
 	if int(s.Now) != len(b.w.held.list) {
 		b.Errorf("%s: %d packets in the list, %d counted", what, len(b.w.held.list), s.Now)
 	}
-	n := 0
-	for _, k := range b.w.held.strangers {
-		n += k
+	shares := map[netip.Addr]int{}
+	for _, h := range b.w.held.list {
+		shares[h.flow.Src]++
+		if h.to.IsValid() {
+			shares[h.to]++
+		}
 	}
-	if n != len(b.w.held.list) {
-		b.Errorf("%s: %d packets counted by address", what, n)
+	if !maps.Equal(shares, b.w.held.shares) {
+		b.Errorf("%s: shares %v, want %v", what, b.w.held.shares, shares)
 	}
 }
 
@@ -160,6 +164,26 @@ func TestHoldIsBounded(t *testing.T) {
 	b.known(9, true)
 	b.w.review(b.in)
 	b.want("one is known", "repeat 1, repeat 1", HoldStats{Now: 14, Total: 16, Full: 8, Known: [2]uint64{0, 2}})
+}
+
+// TestHoldIsShared: nor does who is known take all the room by what it sends to those
+// who aren't; nor what is sent to one of them.
+func TestHoldIsShared(t *testing.T) {
+	b := newHoldBench(t, verdict.Deny, nil, 16)
+	to := func(id, src, dst byte) {
+		b.w.datagram(b.in, queueMessage(id, decSet(decPacket(dec4(17), decUDP()), 12, 10, 0, 0, src, 10, 0, 0, dst)), b.start)
+	}
+	b.known(7, true)
+	for i := range byte(5) {
+		to(1, 7, 100+i)
+	}
+	b.want("a scan", "drop 1, drop 1, drop 1", HoldStats{Now: 2, Total: 2, Full: 3})
+	for i := range byte(5) {
+		to(2, 200+i, 99)
+	}
+	b.want("many to one", "drop 2, drop 2, drop 2", HoldStats{Now: 4, Total: 4, Full: 6})
+	to(3, 150, 2)
+	b.want("another's", "", HoldStats{Now: 5, Total: 5, Full: 6})
 }
 
 // TestHoldOff: with no time to wait, the verdict is at once the one for the end.

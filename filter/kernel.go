@@ -78,7 +78,7 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 	k := &Kernel{
 		log:       cfg.Log,
 		gate:      gate{cfg.QueueBase, cfg.Queues, cfg.FailOpen, cfg.MarkBits, cfg.HoldUnknown},
-		unknown:   unknownPods{on: cfg.HoldUnknown},
+		unknown:   unknownPods{on: cfg.HoldUnknown, stale: true},
 		backend:   backend,
 		installed: map[family]*installed{},
 	}
@@ -165,10 +165,7 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, c.fam.set()))
 		}
 		unknown, made, err := k.unknown.fill(c.fam)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
+		errs = append(errs, err)
 		if made {
 			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, c.fam.unknownSet()))
 		}
@@ -189,7 +186,9 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 		errs = append(errs, err, unknown.open())
 		changes = append(changes, unknown.changes()...)
 	}
-	return changes, errors.Join(errs...)
+	err = errors.Join(errs...)
+	k.unknown.stale = err != nil || k.isolated == nil
+	return changes, err
 }
 
 // Install puts the rules in place, from whatever state an earlier run, a crash

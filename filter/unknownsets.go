@@ -33,6 +33,9 @@ type unknownPods struct {
 	ranges []netip.Prefix
 	known  []netip.Addr
 	local  []netip.Addr // the node's own, see localAddrs
+	// stale says that the sets have to be looked at: what they are to hold has
+	// changed, or it is time to see whether others have changed them.
+	stale bool
 }
 
 // WatchUnknown says which packets are queued because nobody knows whose they are:
@@ -44,6 +47,7 @@ func (k *Kernel) WatchUnknown(ranges []netip.Prefix, known []netip.Addr) {
 	if !slices.Equal(k.unknown.ranges, ranges) {
 		k.unknown.local = localAddrs(k.log.Debug)
 	}
+	k.unknown.stale = k.unknown.stale || !slices.Equal(k.unknown.ranges, ranges) || !slices.Equal(k.unknown.known, known)
 	k.unknown.ranges, k.unknown.known = ranges, known
 }
 
@@ -51,12 +55,14 @@ func (k *Kernel) WatchUnknown(ranges []netip.Prefix, known []netip.Addr) {
 // changed: a bridge may have come, and nothing needed repair for that. The caller
 // holds setLock.
 func (k *Kernel) lookAround() {
+	k.unknown.stale = true
 	if !k.unknown.on || len(k.unknown.ranges) == 0 {
 		return
 	}
 	if now := localAddrs(k.log.Debug); !slices.Equal(now, k.unknown.local) {
 		k.unknown.local = now
 		k.fillSets() // which is done again, and then tells what is wrong
+		k.unknown.stale = true
 	}
 }
 
@@ -125,17 +131,19 @@ type unknownFill struct {
 }
 
 // fill begins to bring the family's set up to date, which is made if it is missing.
-// A nil fill, where there are no such sets, does nothing.
+// A nil fill, where there are no such sets or nothing is to be done, does nothing.
 func (u *unknownPods) fill(fam family) (f *unknownFill, made bool, err error) {
-	if !u.on {
+	if !u.on || !u.stale {
 		return nil, false, nil
 	}
-	f = &unknownFill{fam: fam, want: u.members(fam)}
-	var ok bool
-	if f.have, ok, err = readUnknownSet(fam); err == nil && !ok {
+	have, ok, err := readUnknownSet(fam)
+	if err == nil && !ok {
 		made, err = true, createUnknownSet(fam)
 	}
-	return f, made, err
+	if err != nil {
+		return nil, false, err
+	}
+	return &unknownFill{fam: fam, have: have, want: u.members(fam)}, made, nil
 }
 
 // shut does what has more packets queued: to be done before what is known of a pod is
