@@ -9,7 +9,7 @@ import (
 
 // Cleanup removes everything that Portcullis ever put into the kernel from the
 // calling thread's network namespace: the rules of both iptables families and
-// both backends, the sets, and the mark bits on live connections, which live
+// both backends, the sets, the tables against spoofing, and the mark bits on live connections, which live
 // on: those given, and those that the rules in place were made with. Nothing to
 // remove is no error, nor is a backend that isn't installed. What can't be
 // removed doesn't keep the rest from going. While an agent runs, which would put
@@ -51,7 +51,7 @@ func removeAll(log *slog.Logger, markBits uint32) error {
 		}
 	}
 	cleared, err := clearConnmarks(markBits)
-	errs = append(errs, err)
+	errs = append(errs, err, RemoveAntiSpoof())
 	log.Debug("marks cleared", "connections", cleared)
 	return errors.Join(errs...)
 }

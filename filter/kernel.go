@@ -22,6 +22,8 @@ type KernelConfig struct {
 	// MarkBits are exactly two bits; see AcceptedMark and RevokedMark. Zero
 	// means DefaultMarkBits.
 	MarkBits uint32
+	// HoldUnknown queues the packets of unknown pods too: see WatchUnknown.
+	HoldUnknown bool
 	// Log is where choices and repairs are told; nil means slog's default.
 	Log *slog.Logger
 }
@@ -45,7 +47,8 @@ type Kernel struct {
 
 	setLock  sync.Mutex
 	isolated map[netip.Addr]bool // nil as long as it isn't known
-	setsErr  error               // of the last attempt to bring the sets up to date
+	unknown  unknownPods
+	setsErr  error // of the last attempt to bring the sets up to date
 }
 
 // NewKernel checks that the machine has what the rules need, and chooses the
@@ -76,7 +79,8 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 	}
 	k := &Kernel{
 		log:       cfg.Log,
-		gate:      gate{cfg.QueueBase, cfg.Queues, cfg.FailOpen, cfg.MarkBits, 0},
+		gate:      gate{queueBase: cfg.QueueBase, queues: cfg.Queues, failOpen: cfg.FailOpen, markBits: cfg.MarkBits, unknown: cfg.HoldUnknown},
+		unknown:   unknownPods{on: cfg.HoldUnknown, stale: true},
 		backend:   backend,
 		installed: map[family]*installed{},
 	}
@@ -160,6 +164,7 @@ func (k *Kernel) SetMembers() map[string]int {
 func (k *Kernel) checkSets() (changes []string, err error) {
 	k.setLock.Lock()
 	defer k.setLock.Unlock()
+	k.lookAround()
 	return k.fillSets()
 }
 
@@ -178,9 +183,15 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 		if made {
 			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, set.name))
 		}
+		unknown, made, err := k.unknown.fill(c.fam.unknown().at(k.gate.slot))
+		errs = append(errs, err)
+		if made {
+			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, c.fam.unknown().at(k.gate.slot).name))
+		}
 		if k.isolated == nil {
 			continue
 		}
+		errs = append(errs, unknown.shut())
 		want := map[netip.Addr]bool{}
 		for a := range k.isolated {
 			if c.fam.holds(a) {
@@ -191,9 +202,12 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 		if added+removed > 0 {
 			changes = append(changes, fmt.Sprintf("%s: set %s lacked %d members and had %d too many", c.fam, set.name, added, removed))
 		}
-		errs = append(errs, err)
+		errs = append(errs, err, unknown.open())
+		changes = append(changes, unknown.changes()...)
 	}
-	return changes, errors.Join(errs...)
+	err = errors.Join(errs...)
+	k.unknown.stale = err != nil || k.isolated == nil
+	return changes, err
 }
 
 // Install puts the rules in place, from whatever state an earlier run, a crash

@@ -23,7 +23,7 @@ func (d *Decoder) Midstream() bool {
 // be judged as the other end's connection, which w.flow is then.
 func (w *worker) decide() *verdict.Decision {
 	d := w.judge.Decide(&w.flow)
-	if !w.decoder.Midstream() {
+	if !w.midstream {
 		return d
 	}
 	if s := w.judge.Snapshot(); turnedDown(s, &w.flow, d, &w.turned) {

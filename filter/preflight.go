@@ -90,6 +90,11 @@ func rehearseHere(cmds []*command, g gate) error {
 		if err := createSet(c.fam.isolated().at(g.slot)); err != nil {
 			return err
 		}
+		if g.unknown {
+			if err := createUnknownSet(c.fam.unknown().at(g.slot)); err != nil {
+				return err
+			}
+		}
 		if _, err := c.install(g); err != nil {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/florianl/go-nfqueue/v2"
 	"github.com/mdlayher/netlink"
@@ -59,6 +60,11 @@ type QueueConfig struct {
 	AcceptMark uint32
 	// CacheSize is how many flows each worker remembers; 0 remembers none.
 	CacheSize int
+	// Hold is for how long packets of unknown pods (verdict.Decision.Unknown) wait
+	// until their pods are known; zero or less: they don't. HoldMax is how many of
+	// them each queue holds; zero means DefaultHoldMax.
+	Hold    time.Duration
+	HoldMax int
 }
 
 // complete puts the defaults in and refuses what can't be.
@@ -74,6 +80,9 @@ func (c QueueConfig) complete() (QueueConfig, error) {
 	}
 	if c.Burst == 0 {
 		c.Burst = DefaultBurst
+	}
+	if c.HoldMax == 0 {
+		c.HoldMax = DefaultHoldMax
 	}
 	switch {
 	case c.Count < 1:

@@ -16,7 +16,7 @@ import (
 type QueueStats struct {
 	Queue uint16
 	// Packets came from the kernel. Those without a decision are Unparsed or
-	// Panics, and were dropped.
+	// Panics, and were dropped, or are held, or were and were returned: see Hold.
 	Packets uint64
 	// Decisions are indexed by verdict.Reason, then verdict.Verdict.
 	Decisions [][verdict.VerdictCount]uint64
@@ -40,6 +40,7 @@ type QueueStats struct {
 	// queue may hold, UserDropped more than the socket's receive buffer; with
 	// fail-open these were accepted. They are the kernel's figures.
 	Waiting, KernelDropped, UserDropped uint64
+	Hold                                HoldStats
 }
 
 // Verdicts gives the number of decisions of a kind, over all reasons.
@@ -59,6 +60,7 @@ type counters struct {
 	readErrors, verdictErrors            atomic.Uint64
 	reasons, egress, ingress             []byVerdict
 	latency                              latencies
+	hold                                 holdCounters
 }
 
 func newCounters() counters {
@@ -95,6 +97,7 @@ func (c *counters) stats(queue uint16) QueueStats {
 		ReadErrors:    c.readErrors.Load(),
 		VerdictErrors: c.verdictErrors.Load(),
 		LatencySum:    time.Duration(c.latency.sum.Load()),
+		Hold:          c.hold.stats(),
 	}
 	for i := range c.latency.fixed {
 		s.Latency = append(s.Latency, c.latency.fixed[i].Load())
@@ -108,11 +111,16 @@ func (c *counters) stats(queue uint16) QueueStats {
 func load(c []byVerdict) [][verdict.VerdictCount]uint64 {
 	all := make([][verdict.VerdictCount]uint64, len(c))
 	for i := range c {
-		for v := range c[i] {
-			all[i][v] = c[i][v].Load()
-		}
+		all[i] = c[i].load()
 	}
 	return all
+}
+
+func (c *byVerdict) load() (counts [verdict.VerdictCount]uint64) {
+	for v := range c {
+		counts[v] = c[v].Load()
+	}
+	return counts
 }
 
 // kernelTablePath is the kernel's list of bound queues in the network namespace

@@ -41,20 +41,22 @@ type worker struct {
 	ring   *audit.Ring
 	count  counters
 
-	in       *inbox
-	packet   queuedPacket
-	decoder  *Decoder
-	flow     verdict.Flow
-	judge    *verdict.Worker
-	out      *verdictMessage
-	answered bool   // the packet at hand has its verdict
-	outbox   []byte // verdicts that wait for those of the packets behind
-	waiting  int    // how many
-	more     bool   // packets are behind the one at hand
-	forged   verdict.Decision
-	turned   verdict.Decision // by the other orientation, see decide
-	turns    atomic.Uint64    // odd while packets are in hand, see settle
-	record   audit.Record
+	in        *inbox
+	packet    queuedPacket
+	decoder   *Decoder
+	flow      verdict.Flow
+	judge     *verdict.Worker
+	out       *verdictMessage
+	answered  bool   // the packet at hand has its verdict
+	outbox    []byte // verdicts that wait for those of the packets behind
+	waiting   int    // how many
+	more      bool   // packets are behind the one at hand
+	forged    verdict.Decision
+	turned    verdict.Decision // by the other orientation, see decide
+	turns     atomic.Uint64    // odd while packets are in hand, see settle
+	record    audit.Record
+	midstream bool    // the packet at hand is from the middle of a connection
+	held      waiting // packets of unknown pods, see hold.go
 }
 
 func newWorker(queue uint16, cfg QueueConfig, engine *verdict.Engine, ring *audit.Ring, lg *slog.Logger) *worker {
@@ -84,7 +86,9 @@ func (w *worker) loop(fd int, stop *atomic.Bool) {
 		w.slog.Warn("queue worker isn't kept to its queue's CPUs", "queue", w.queue, "error", err)
 	}
 	yielded := time.Now()
+	defer w.handBack(fd)
 	for !stop.Load() {
+		w.review(fd)
 		// Only the kernel can be the sender: for this netlink protocol a
 		// process may address another's socket with CAP_NET_ADMIN only.
 		n, err := w.in.read(fd)
@@ -163,12 +167,24 @@ func (w *worker) message(fd int, m nlMessage, err error, received time.Time) {
 	}
 }
 
-// serve judges the packet, writes its verdict, and then counts and logs it. An
+// serve judges the packet at hand, which may have to wait for its verdict. An
 // accept adds its bits to the packet's mark and leaves the others as they are.
 func (w *worker) serve(fd int, received time.Time) {
 	p := &w.packet
 	w.decoder.Decode(p.version, p.payload, p.wireLen, &w.flow)
+	w.midstream = w.decoder.Midstream()
 	d := w.decide()
+	if d.Unknown || len(w.held.list) > 0 {
+		if d = w.wait(fd, d, received); d == nil {
+			return
+		}
+	}
+	w.finish(fd, d, received)
+}
+
+// finish writes the verdict on the packet at hand, counts and logs it.
+func (w *worker) finish(fd int, d *verdict.Decision, received time.Time) verdict.Verdict {
+	p := &w.packet
 	if d.Reason == verdict.ReasonSelf && !p.turnsBack() {
 		d = w.unmask(d)
 	}
@@ -185,6 +201,7 @@ func (w *worker) serve(fd int, received time.Time) {
 		w.record.Flow, w.record.Decision, w.record.Snapshot = w.flow, *d, w.judge.Snapshot()
 		w.ring.Put(&w.record)
 	}
+	return d.Verdict
 }
 
 // unmask makes a denial of the leave that a pod has to reach itself, for a

@@ -67,7 +67,8 @@ type gate struct {
 	queues    int
 	failOpen  bool
 	markBits  uint32
-	slot      int // which of the agents on this node: see memberSet.at
+	slot      int  // which of the agents on this node: see memberSet.at
+	unknown   bool // queue unknown pods' packets too
 }
 
 // span is how many queue numbers an agent takes.
@@ -78,7 +79,7 @@ func (g gate) isolated(fam family) string { return fam.isolated().at(g.slot).nam
 
 // forwardRules are the rules of the chain that FORWARD and OUTPUT jump to.
 //
-// The last two, which hand packets to the queues, don't ask for the conntrack
+// The last, which hand packets to the queues, don't ask for the conntrack
 // state NEW on purpose. What comes that far is NEW or UNTRACKED, and the
 // untracked must be judged too, each packet of them: else a NOTRACK rule would
 // open the gate.
@@ -114,6 +115,11 @@ func (g gate) forwardRules(fam family) [][]string {
 	}
 	for _, end := range []string{"src", "dst"} {
 		add("-m set --match-set %s %s -j NFQUEUE %s", g.isolated(fam), end, g.queueFlags())
+	}
+	if g.unknown {
+		for _, end := range []string{"src", "dst"} {
+			add("-m set --match-set %s %s -j NFQUEUE %s", fam.unknown().at(g.slot).name, end, g.queueFlags())
+		}
 	}
 	return rules
 }

@@ -38,7 +38,9 @@ func (s memberSet) at(slot int) memberSet {
 }
 
 // setsAt gives all sets of a family that an agent in a slot has.
-func (f family) setsAt(slot int) []memberSet { return []memberSet{f.isolated().at(slot)} }
+func (f family) setsAt(slot int) []memberSet {
+	return []memberSet{f.isolated().at(slot), f.unknown().at(slot)}
+}
 
 // set gives the name of the ipset that holds the family's isolated addresses.
 func (f family) set() string { return f.isolated().name }

@@ -93,24 +93,31 @@ func changeBatch(conn *netlink.Conn, typ netlink.HeaderType, set memberSet, memb
 		}
 		return nil
 	})
+	_, err := ipsetExecute(conn, typ, netlink.Request|netlink.Acknowledge, set.fam, ae)
+	return err
+}
+
+// ipsetExecute sends one request and gives the answers. ipset's own error numbers
+// become words.
+func ipsetExecute(conn *netlink.Conn, typ netlink.HeaderType, flags netlink.HeaderFlags, fam family, ae *netlink.AttributeEncoder) ([]netlink.Message, error) {
 	attrs, err := ae.Encode()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	af := byte(unix.AF_INET)
-	if set.fam == 6 {
+	if fam == 6 {
 		af = unix.AF_INET6
 	}
-	_, err = conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Acknowledge},
+	msgs, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: typ, Flags: flags},
 		Data:   append([]byte{af, unix.NFNETLINK_V0, 0, 0}, attrs...),
 	})
 	errno := syscall.Errno(0)
 	switch {
 	case errors.As(err, &errno) && errno == ipsetErrHashFull:
-		return errors.New("the set is full")
+		return nil, errors.New("the set is full")
 	case errno >= nl.IPSET_ERR_PRIVATE:
-		return nl.IPSetError(errno) // ipset's own numbers, in words
+		return nil, nl.IPSetError(errno)
 	}
-	return err
+	return msgs, err
 }

@@ -13,6 +13,7 @@ import (
 type claims struct {
 	only   map[netip.Addr]*pod   // of addresses with one claim
 	rivals map[netip.Addr][]*pod // of those with more
+	given  map[netip.Addr]string // see Objects.Given
 }
 
 func (c *claims) add(a netip.Addr, p *pod) {
@@ -49,6 +50,9 @@ func (c *claims) remove(a netip.Addr, p *pod) {
 // owner gives the pod with the best claim, nil if there is none.
 func (c *claims) owner(a netip.Addr) *pod {
 	if rivals := c.rivals[a]; len(rivals) > 0 {
+		if at := slices.IndexFunc(rivals, func(p *pod) bool { return p.Key() == c.given[a] }); at >= 0 {
+			return rivals[at]
+		}
 		return slices.MaxFunc(rivals, func(a, b *pod) int { return claim(a.Pod, b.Pod) })
 	}
 	return c.only[a]
@@ -61,7 +65,7 @@ func (c *claims) problems() []Problem {
 		owner := c.owner(a)
 		all = append(all, Problem{
 			Object: "pod " + owner.Key(),
-			Err:    fmt.Errorf("address %s is also claimed by %s; the newest running pod is taken to own it", a, otherKeys(pods, owner)),
+			Err:    fmt.Errorf("address %s is also claimed by %s; %s is taken to own it", a, otherKeys(pods, owner), c.word(a, owner)),
 		})
 	}
 	return all

@@ -48,6 +48,9 @@ type Compiler struct {
 	claims     claims
 	nodeAddrs  nodeAddrs
 
+	unknown Unknown
+	ranges  *verdict.PodRanges
+
 	versions map[string]string   // the policies' resourceVersions; never changed once shared
 	invalid  map[*policy]bool    // those with mistakes
 	badWords map[annotated]error // annotations that can't be understood
@@ -129,10 +132,12 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 		w.changePolicy(key, o.Policies[key])
 	}
 	w.noteVersions(changed.Policies)
+	w.noteGiven(o.Given)
+	w.noteRanges()
 	for _, s := range w.subjects {
 		s.findPolicies(c.podLabels)
 	}
-	change := verdict.Change{Versions: c.versions, AuditOnly: c.nodeMode(c.node) == verdict.ModeAuditOnly}
+	change := verdict.Change{Versions: c.versions, Ranges: c.ranges, AuditOnly: c.nodeMode(c.node) == verdict.ModeAuditOnly}
 	change.NamespaceBits, change.PodBits = w.shareBits()
 	w.buildEndpoints(change.NamespaceBits, change.PodBits)
 	change.Owners, change.Nodes = w.changedAddrs()

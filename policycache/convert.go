@@ -70,14 +70,29 @@ func NamespaceFrom(n *corev1.Namespace) *Namespace {
 	return &Namespace{Name: n.Name, Labels: labels, Audit: n.Annotations[AuditAnnotation], Mode: n.Annotations[ModeAnnotation]}
 }
 
-// NodeFrom keeps of a Node its name, its mode, and those of its addresses, of
-// whatever type, that are IP addresses.
+// NodeFrom keeps of a Node its name, its mode, those of its addresses, of whatever
+// type, that are IP addresses, and its pods' ranges.
 func NodeFrom(n *corev1.Node) *Node {
 	texts := make([]string, 0, len(n.Status.Addresses))
 	for _, a := range n.Status.Addresses {
 		texts = append(texts, a.Address)
 	}
-	return &Node{Name: n.Name, Addrs: parseAddrs(texts), Mode: n.Annotations[ModeAnnotation]}
+	return &Node{Name: n.Name, Addrs: parseAddrs(texts), PodCIDRs: podCIDRs(&n.Spec), Mode: n.Annotations[ModeAnnotation]}
+}
+
+// podCIDRs reads the ranges of a node's pods; podCIDR is the first of podCIDRs, and
+// alone only in what hasn't passed an API server.
+func podCIDRs(spec *corev1.NodeSpec) (ranges []netip.Prefix) {
+	texts := spec.PodCIDRs
+	if len(texts) == 0 && spec.PodCIDR != "" {
+		texts = []string{spec.PodCIDR}
+	}
+	for _, text := range texts {
+		if p, err := netip.ParsePrefix(text); err == nil && !p.Addr().Is4In6() {
+			ranges = append(ranges, p.Masked())
+		}
+	}
+	return ranges
 }
 
 // DefaultPolicy fills in, in place, what the API server would have filled in:

@@ -126,8 +126,18 @@ func TestNodeFrom(t *testing.T) {
 	for _, a := range []string{"n1.example.org", "192.168.0.1", "::ffff:192.168.0.1", "fd01::1", "203.0.113.9"} {
 		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Address: a})
 	}
-	if got := fmt.Sprint(*NodeFrom(n)); got != "{n1 [192.168.0.1 fd01::1 203.0.113.9] audit-only}" {
+	if got := fmt.Sprint(*NodeFrom(n)); got != "{n1 [192.168.0.1 fd01::1 203.0.113.9] audit-only []}" {
 		t.Errorf("got %s", got)
+	}
+	for _, c := range []struct{ one, all, want string }{
+		{"10.244.1.0/24", "10.244.1.0/24 fd00:244:1::/64", "[10.244.1.0/24 fd00:244:1::/64]"},
+		{"10.244.1.0/24", "", "[10.244.1.0/24]"},
+		{"", "10.244.1.7/24 nonsense ::ffff:10.0.0.0/104", "[10.244.1.0/24]"},
+	} {
+		n.Spec = corev1.NodeSpec{PodCIDR: c.one, PodCIDRs: strings.Fields(c.all)}
+		if got := fmt.Sprint(NodeFrom(n).PodCIDRs); got != c.want {
+			t.Errorf("%+v: pod CIDRs %s", c, got)
+		}
 	}
 }
 

@@ -57,6 +57,9 @@ type Node struct {
 	Addrs []netip.Addr
 	// Mode is the annotation portcullis.dev/mode, as it is written.
 	Mode string
+	// PodCIDRs are the ranges that the cluster gives the node for its pods, masked;
+	// empty where it doesn't.
+	PodCIDRs []netip.Prefix
 }
 
 // Objects is a cluster's whole state as a source sees it, keyed by name
@@ -67,6 +70,11 @@ type Objects struct {
 	Namespaces map[string]*Namespace
 	Nodes      map[string]*Node
 	Policies   map[string]*networkingv1.NetworkPolicy
+
+	// Given are addresses and the keys of the pods that have them by the word of
+	// this node's CNI plugins, which is newer than what pods claim by their status:
+	// it decides between several claims. A map that differs is another one.
+	Given map[netip.Addr]string
 
 	// Changed names what may differ from the state that the same source handed
 	// over before. Nil says nothing about that, and everything is compared,

@@ -27,8 +27,10 @@ type Endpoint struct {
 	Ports []NamedPort
 
 	Namespace, Name string
-	Node            string
-	Addrs           []netip.Addr
+	// UID tells the pod from another that had its name, or has its address.
+	UID   string
+	Node  string
+	Addrs []netip.Addr
 	// Meaning is a hash over everything that decisions about this pod depend
 	// on. Two endpoints of the same address and the same Meaning in successive
 	// snapshots are judged alike, so that cached verdicts stay usable.
@@ -37,8 +39,6 @@ type Endpoint struct {
 	// What follows is for the decision log; no decision depends on it, and
 	// Meaning needn't change with it.
 
-	// UID tells the pod from another of the same name.
-	UID string
 	// Labels are the pod's; the map isn't the snapshot's to change.
 	Labels map[string]string
 	// Workload is what controls the pod, as "Kind/name"; empty if unknown.

@@ -54,6 +54,7 @@ func (w *Worker) Decide(f *Flow) *Decision {
 	if w.cache == nil || f.Defect != ReasonNone || isNeighbourDiscovery(f) {
 		w.bare = Decision{}
 		s.decide(f, &key, &w.bare)
+		s.noteUnknown(f, &key, &w.bare)
 		return &w.bare
 	}
 	e, found := w.cache.find(&key)
@@ -74,6 +75,7 @@ func (w *Worker) Snapshot() *Snapshot { return w.last }
 func (e *flowEntry) fill(s *Snapshot, f *Flow) {
 	e.decision = Decision{}
 	s.decide(f, &e.key, &e.decision)
+	s.noteUnknown(f, &e.key, &e.decision)
 	e.generation = s.generation
 	e.src, e.dst = s.stamps[e.key.src.stampSlot()], s.stamps[e.key.dst.stampSlot()]
 }

@@ -115,6 +115,7 @@ const (
 	ReasonMalformed          // deny: not an IP packet, or lengths that contradict each other
 	ReasonNotReady           // deny: no policy is compiled yet
 	ReasonForged             // deny: in a pod's own name, but from somewhere else
+	ReasonUnknownPod         // either: an end is a pod of this node that nobody knows yet
 )
 
 var reasonWords = [...]string{
@@ -130,6 +131,7 @@ var reasonWords = [...]string{
 	ReasonMalformed:   "malformed",
 	ReasonNotReady:    "not-ready",
 	ReasonForged:      "forged",
+	ReasonUnknownPod:  "unknown-pod",
 }
 
 // String gives the reason's word, as the decision log and explain print it.
@@ -181,6 +183,9 @@ type Decision struct {
 	Verdict Verdict
 	Reason  Reason
 	Cached  bool
+	// Unknown says that an end is a pod of this node that nobody knows yet: the
+	// verdict is the one for when it doesn't become known in time.
+	Unknown bool
 	// Src and Dst are the pods at either end, nil where the address is no
 	// pod's.
 	Src, Dst *Endpoint

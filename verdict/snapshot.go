@@ -26,6 +26,8 @@ type Input struct {
 	// AuditOnly lets pass even what can't be laid to any pod: packets whose
 	// addresses can't be read.
 	AuditOnly bool
+	// Ranges are the node's pod ranges, nil for none.
+	Ranges *PodRanges
 }
 
 // stampSlots is how finely cached verdicts are told apart when something
@@ -46,6 +48,8 @@ type Change struct {
 	NamespaceBits, PodBits []Bits
 	Versions               map[string]string
 	AuditOnly              bool
+	// Ranges are as in Input, those of before if they haven't changed.
+	Ranges *PodRanges
 }
 
 // Snapshot is the cluster's compiled policy at one moment. It is immutable;
@@ -57,6 +61,9 @@ type Snapshot struct {
 	versions               map[string]string
 	auditOnly              bool
 	isolated, judged       *addrList
+	ranges                 *PodRanges
+	known                  *addrList // within the ranges
+	vacated                []netip.Addr
 	// stamps hold, by an address's slot, the generation in which the meaning
 	// of some address of that slot last changed.
 	stamps [stampSlots]uint64
@@ -69,11 +76,11 @@ type Snapshot struct {
 // first: addresses that mean the same in both keep their stamps, so that
 // cached verdicts between them stay usable.
 func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
-	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits, in.Versions, in.AuditOnly}
+	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits, in.Versions, in.AuditOnly, in.Ranges}
 	maps.Copy(c.Owners, in.Owners)
 	maps.Copy(c.Nodes, in.Nodes)
 	if prev == nil {
-		prev = &Snapshot{ends: newEndTable(1), isolated: new(addrList), judged: new(addrList)}
+		prev = &Snapshot{ends: newEndTable(1), isolated: new(addrList), judged: new(addrList), known: new(addrList)}
 		for i := range prev.stamps {
 			prev.stamps[i] = in.Generation
 		}
@@ -94,9 +101,9 @@ func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
 // what has changed, and shares all else.
 func (s *Snapshot) Next(c Change) *Snapshot {
 	n := &Snapshot{generation: c.Generation, namespaceBits: c.NamespaceBits, podBits: c.PodBits, versions: c.Versions,
-		auditOnly: c.AuditOnly, stamps: s.stamps}
+		auditOnly: c.AuditOnly, ranges: c.Ranges, stamps: s.stamps}
 	ends := s.ends.edit()
-	var isolated, judged addrChange
+	var isolated, judged, known addrChange
 	change := func(a netip.Addr, pod *Endpoint, nodes []string) {
 		k := keyOf(a)
 		old, now := s.ends.find(&k), newEnd(k, pod, nodes)
@@ -106,6 +113,12 @@ func (s *Snapshot) Next(c Change) *Snapshot {
 		}
 		isolated.note(a, old.isIsolated(), now.isIsolated())
 		judged.note(a, old.judged, now.judged)
+		if n.ranges.hold(&k) {
+			known.note(a, old.used, now.used)
+		}
+		if old.vacates(&now) {
+			n.vacated = append(n.vacated, a)
+		}
 		ends.put(now)
 	}
 	for a, pod := range c.Owners {
@@ -122,6 +135,13 @@ func (s *Snapshot) Next(c Change) *Snapshot {
 	}
 	n.ends = ends.endTable
 	n.isolated, n.judged = isolated.apply(s.isolated), judged.apply(s.judged)
+	n.known = known.apply(s.known)
+	if n.ranges != s.ranges { // another thing to know of any address
+		n.known = new(addrList)
+		for i := range n.stamps {
+			n.stamps[i] = n.generation
+		}
+	}
 	return n
 }
 
@@ -187,6 +207,7 @@ func (s *Snapshot) Decide(f *Flow) Decision {
 	var d Decision
 	key := flowKeyOf(f)
 	s.decide(f, &key, &d)
+	s.noteUnknown(f, &key, &d)
 	return d
 }
 

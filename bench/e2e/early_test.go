@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"portcullis/bench/lab"
 )
@@ -36,5 +39,42 @@ func TestGuardedBeforeTheAPIKnows(t *testing.T) {
 		}
 		w.must(os.Remove(path))
 		w.settle("allow tcp default/client newcomer:80\nallow tcp newcomer default/client:80")
+	})
+}
+
+// TestPodsStarting: pods come one after the other, and what each does first, before
+// anybody knows it, is to connect and to be connected to. What its policy allows stands
+// at once when it is known; what it doesn't allow never did, not for a moment.
+func TestPodsStarting(t *testing.T) {
+	t.Parallel()
+	bothModes(t, "starting", func(t *testing.T, name string, mode lab.Mode) {
+		w := holdWorld(t, name, mode)
+		for round := range 3 {
+			var tries []*attempt
+			for i := range 3 {
+				// Of each three one is isolated, one is its client, and one is neither.
+				pod := fmt.Sprintf("default/p%d-%d", round, i)
+				w.newcomer(mode, pod, 30+3*round+i, "role="+[]string{"db", "client", "web"}[i])
+			}
+			db, client, web := fmt.Sprintf("default/p%d-0", round), fmt.Sprintf("default/p%d-1", round), fmt.Sprintf("default/p%d-2", round)
+			tries = w.try(strings.NewReplacer("DB", db, "CLIENT", client, "WEB", web).Replace(`
+				allow tcp  CLIENT         DB:80
+				allow tcp  DB             CLIENT:80
+				allow tcp  DB             default/client:80
+				allow tcp  default/client DB:80
+				allow tcp  WEB            CLIENT:80
+				allow udp  default/web    WEB:80
+				deny  tcp  WEB            DB:80
+				deny  tcp  DB             default/web:80
+				deny  udp  CLIENT         DB:80
+				deny  icmp default/web    DB
+			`))
+			time.Sleep(100 * time.Millisecond)
+			w.must(w.lab.Manifests(w.dir))
+			w.await(tries, 100*time.Millisecond)
+		}
+		w.shows("portcullis_held_packets 0")
+		w.shows("portcullis_held_packets_refused_total 0")
+		w.shows(`portcullis_held_packets_ended_total{end="expired",verdict="deny"} 0`)
 	})
 }

@@ -34,6 +34,8 @@ type agentOptions struct {
 	backend     string
 	sysctlDir   string
 	cniResults  string
+	hold        holdFlags
+	antiSpoof   bool
 	decisions   decisionLogFlags
 	auditOnly   bool
 	events      bool
@@ -98,6 +100,8 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.sysctlDir, "sysctl-dir", filter.SysctlDir, "where the node's sysctls can be written; a container sees its own read-only")
 	f.BoolVar(&o.auditOnly, "audit-only", false, "deny nothing, and log as would-deny what would be denied; the annotation portcullis.dev/mode (enforce or audit-only) of the node, or of a namespace, goes before it")
 	f.BoolVar(&o.events, "events", false, "write Kubernetes events on pods whose connections are denied, for kubectl describe; it needs the right to create and patch events")
+	o.hold.register(f)
+	f.BoolVar(&o.antiSpoof, "anti-spoof", false, "drop what leaves a pod's interface with an address that isn't the pod's; for bridged pods by --cni-results")
 	o.decisions.register(f)
 	f.StringVar(&o.http, "http", defaultHTTP, "address of /healthz, /readyz and /metrics; empty for none")
 	f.StringVar(&o.podUID, "pod-uid", os.Getenv("POD_UID"), "the pod that this is, for portcullis probe (default $POD_UID)")
@@ -129,6 +133,9 @@ func (o *agentOptions) check() error {
 		if _, _, err := net.SplitHostPort(o.http); err != nil {
 			return fmt.Errorf("--http %q is not an address such as 127.0.0.1:9353", o.http)
 		}
+	}
+	if err := o.hold.check(o.queueLength); err != nil {
+		return err
 	}
 	return o.decisions.check()
 }

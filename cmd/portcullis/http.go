@@ -126,6 +126,7 @@ func (a *agent) describe(w io.Writer) {
 	if s := a.engine.Snapshot(); s != nil {
 		fmt.Fprintf(w, "[i] policy: generation %d, %d pods, %d policies, %d addresses judged here, %d isolated\n",
 			s.Generation(), a.state.pods, a.state.policies, a.state.judged, a.state.isolated)
+		describeHeld(w, s)
 	}
 	for _, p := range a.state.problems {
 		fmt.Fprintf(w, "[!] %s: %s\n", p.Object, oneLine(p.Err))
@@ -135,6 +136,7 @@ func (a *agent) describe(w io.Writer) {
 	if a.state.rules {
 		fmt.Fprintf(w, "[i] rules: in place, backend %s\n", a.kernel.Backend())
 	}
+	a.spoof.describe(w)
 	if a.queues != nil {
 		for _, q := range a.queues.Stats() {
 			fmt.Fprintf(w, "[i] queue %d: %d packets\n", q.Queue, q.Packets)

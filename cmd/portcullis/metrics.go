@@ -18,6 +18,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	compile  prometheus.Histogram
 	repairs  prometheus.Counter
+	forgot   prometheus.Counter
 }
 
 func newMetrics(a *agent) *metrics {
@@ -33,7 +34,8 @@ func newMetrics(a *agent) *metrics {
 		}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{Name: repairs.name, Help: repairs.help}),
 	}
-	m.registry.MustRegister(m.compile, m.repairs, agentCollector{a},
+	m.forgot = prometheus.NewCounter(prometheus.CounterOpts{Name: forgotten.name, Help: forgotten.help})
+	m.registry.MustRegister(m.compile, m.repairs, m.forgot, agentCollector{a},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -141,6 +143,7 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 		setMembers.emit(ch, float64(members), set)
 	}
 	collectRejudged(ch, a.revoker.Stats())
+	a.spoof.collect(ch)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	statePods.emit(ch, float64(a.state.pods))
@@ -192,6 +195,7 @@ func collectQueues(ch chan<- prometheus.Metric, queues []filter.QueueStats) {
 		}
 	}
 	collectLatency(ch, queues)
+	collectHeld(ch, queues)
 }
 
 // usual is each verdict's usual reason, which is shown even at zero: a rate can be

@@ -40,6 +40,8 @@ type agent struct {
 	queueCfg filter.QueueConfig
 	metrics  *metrics
 	revoker  *filter.Revoker
+	vacated  vacated
+	spoof    *antiSpoof // nil without --anti-spoof
 
 	mu     sync.Mutex
 	queues *filter.Queues
@@ -92,6 +94,8 @@ func enforce(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.L
 	parts.Go(func() { a.eventsUntil(ctx) })
 	parts.Go(func() { a.watchSuccessor(ctx, cancel) })
 	parts.Go(func() { a.revoker.Run(ctx) })
+	parts.Go(func() { a.forgetUntil(ctx) })
+	parts.Go(func() { a.spoofUntil(ctx) })
 	err = a.source.run(ctx, func(objects *policycache.Objects) {
 		if err := a.apply(objects); err != nil {
 			select {
@@ -125,8 +129,9 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	if err != nil {
 		return nil, err
 	}
+	var results *cni.Watcher
 	if o.cniResults != "" {
-		results, err := cni.NewWatcher(o.cniResults, log)
+		results, err = cni.NewWatcher(o.cniResults, log)
 		if err != nil {
 			return nil, fmt.Errorf("--cni-results: %w", err)
 		}
@@ -139,6 +144,8 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 		FailOpen:  o.failOpen,
 		MarkBits:  bits,
 		Log:       log,
+
+		HoldUnknown: o.hold.hold > 0,
 	})
 	if err != nil {
 		return nil, err
@@ -171,10 +178,17 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 			FailOpen:   o.failOpen,
 			AcceptMark: filter.AcceptedMark(bits),
 			CacheSize:  o.cacheSize,
+			Hold:       o.hold.hold,
+			HoldMax:    o.hold.packets,
 		},
 	}
 	if o.auditOnly {
 		a.compiler.SetMode(verdict.ModeAuditOnly)
+	}
+	a.compiler.SetUnknown(o.hold.policy())
+	a.vacated.wake = make(chan struct{}, 1)
+	if o.antiSpoof {
+		a.spoof = newAntiSpoof(results, log)
 	}
 	a.metrics = newMetrics(a)
 	a.revoker = a.newRevoker(bits)
@@ -190,6 +204,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	snapshot := a.compiler.Compile(objects)
 	a.metrics.compiled(time.Since(start))
 	a.engine.Swap(snapshot)
+	a.vacated.add(snapshot.Vacated())
 	isolated, judged := snapshot.IsolatedAddrs(), snapshot.JudgedAddrs()
 	a.mu.Lock()
 	a.state.compiled = true
@@ -204,9 +219,11 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	}
 	a.record()
 	unguarded := !a.state.rules || a.kernel.SetsError() != nil
+	a.kernel.WatchUnknown(snapshot.PodRanges().Prefixes(), snapshot.KnownAddrs())
 	// noteParts asks for its error.
 	_ = a.kernel.SetIsolated(isolated)
 	a.noteParts()
+	a.spoof.look()
 	a.log.Debug("policy in force", "generation", snapshot.Generation(), "pods", len(objects.Pods),
 		"policies", len(objects.Policies), "isolatedAddresses", len(isolated), "took", time.Since(start))
 	if err := a.install(); err != nil {
@@ -262,6 +279,7 @@ func (a *agent) install() error {
 	if err := a.kernel.Install(); err != nil {
 		return err
 	}
+	a.removeLeftSpoof()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.state.rules = true
@@ -402,6 +420,7 @@ func (a *agent) unready() []string {
 			why = append(why, part+": "+oneLine(err))
 		}
 	}
+	why = append(why, a.spoof.unready()...)
 	slices.Sort(why)
 	return why
 }

@@ -151,7 +151,7 @@ func (l *line) end(name string, a netip.Addr, port uint16, ports bool, pod *verd
 	case node != "":
 		l.raw(`,"kind":"node"`)
 		l.text(`,"node":`, node)
-	case a.IsValid() && l.snapshot != nil:
+	case a.IsValid() && l.snapshot != nil && !l.snapshot.Unknown(a):
 		l.raw(`,"kind":"external"`)
 	default:
 		l.raw(`,"kind":"unknown"`)

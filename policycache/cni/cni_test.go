@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -152,8 +153,8 @@ func TestFill(t *testing.T) {
 	delete(o.Pods, "default/half")
 	delete(o.Pods, "default/anon")
 	w.Fill(o, "here")
-	if w.Fill(o, "here") != o {
-		t.Error("nothing is to add, but the objects are others")
+	if again := w.Fill(o, "here"); reflect.ValueOf(again.Pods).Pointer() != reflect.ValueOf(o.Pods).Pointer() {
+		t.Error("nothing is to add, but the pods are others")
 	}
 }
 
@@ -259,6 +260,18 @@ func TestRun(t *testing.T) {
 	}
 	cancel()
 	<-ended
+}
+
+// TestLinks: a pod's interfaces on the node's side are those without a sandbox.
+func TestLinks(t *testing.T) {
+	w := watcher(t, map[string]string{
+		"routed":  file("default", "a", "u1", "10.0.0.1/24"),
+		"bridged": strings.Replace(file("default", "b", "u2", "10.0.0.2/24"), `{"name":"veth1"}`, `{"name":"cni0"},{"name":"veth2"},{}`, 1),
+		"silent":  strings.Replace(file("default", "c", "", "10.0.0.3/24"), `{"name":"veth1"},`, ``, 1),
+	})
+	if got, want := fmt.Sprint(w.Links()), "map[{default/a u1}:[veth1] {default/b u2}:[cni0 veth2] {default/c }:[]]"; got != want {
+		t.Errorf("links %s, want %s", got, want)
+	}
 }
 
 func TestNoDirectory(t *testing.T) {

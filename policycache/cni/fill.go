@@ -18,20 +18,24 @@ type filled struct {
 
 // Fill adds to the node's pods the addresses that their CNI plugins have given them
 // and that the API doesn't name yet. It changes nothing that it is given; where there
-// is nothing to add, and was nothing before, it gives the objects themselves; where
-// they name what has changed, it names the pods too that are others for its sake. Each
-// state that it gives has to be taken in by the same compiler. Pods of another UID than the
+// is nothing to add, and was nothing before, it gives the pods as they are; where they
+// name what has changed, it names the pods too that are others for its sake. Each
+// state that it gives has to be taken in by the same compiler. It says which pods have
+// which addresses too (Objects.Given), for those that two claim: a dead pod's address
+// may be another's before the API has heard of either. Pods of another UID than the
 // result's are others by the same name, and a pod with the node's network has no
 // address of its own.
 func (w *Watcher) Fill(o *policycache.Objects, node string) *policycache.Objects {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	made := map[string]filled{}
+	given := given{}
 	for key, r := range w.newest() {
 		pod := o.Pods[key]
 		if pod == nil || pod.Node != node || pod.HostNetwork || (r.uid != "" && r.uid != pod.UID) {
 			continue
 		}
+		given.note(key, r)
 		addrs := slices.Clone(pod.IPs)
 		for _, a := range r.addrs {
 			if !slices.Contains(addrs, a) {
@@ -51,10 +55,14 @@ func (w *Watcher) Fill(o *policycache.Objects, node string) *policycache.Objects
 	}
 	changed := differing(w.made, made)
 	w.made = made
-	if len(made) == 0 && len(changed) == 0 {
+	if len(given) == 0 && len(made) == 0 && len(changed) == 0 {
 		return o
 	}
 	whole := *o
+	whole.Given = given.pods()
+	if len(made) == 0 && len(changed) == 0 {
+		return &whole
+	}
 	if o.Changed != nil && len(changed) > 0 {
 		more := *o.Changed
 		more.Pods = slices.Concat(more.Pods, changed)
@@ -65,6 +73,32 @@ func (w *Watcher) Fill(o *policycache.Objects, node string) *policycache.Objects
 		whole.Pods[key] = f.pod
 	}
 	return &whole
+}
+
+// given are the results that addresses are of: of several that of the pod which was
+// given it last, since the removal of another may have been left undone.
+type given map[netip.Addr]gift
+
+type gift struct {
+	pod string
+	by  *result
+}
+
+func (g given) note(pod string, r *result) {
+	for _, a := range r.addrs {
+		if before, ok := g[a]; !ok || r.written.After(before.by.written) {
+			g[a] = gift{pod, r}
+		}
+	}
+}
+
+// pods gives the pods' keys by their addresses.
+func (g given) pods() map[netip.Addr]string {
+	pods := make(map[netip.Addr]string, len(g))
+	for a, to := range g {
+		pods[a] = to.pod
+	}
+	return pods
 }
 
 // differing lists the pods that were made anew, or aren't made any more.
@@ -99,5 +133,5 @@ func (w *Watcher) newest() map[string]*result {
 
 // equal tells whether two results say the same about the same pod.
 func (r *result) equal(other *result) bool {
-	return r.key() == other.key() && r.uid == other.uid && slices.Equal(r.addrs, other.addrs) && r.written.Equal(other.written)
+	return r.key() == other.key() && r.uid == other.uid && slices.Equal(r.addrs, other.addrs) && slices.Equal(r.links, other.links) && r.written.Equal(other.written)
 }

@@ -25,6 +25,7 @@ const podInterface = "eth0"
 type result struct {
 	namespace, name, uid string
 	addrs                []netip.Addr
+	links                []string // the interfaces on the node's side, by name
 	written              time.Time
 }
 
@@ -45,6 +46,7 @@ func parse(b []byte) (*result, error) {
 				Interface *int   `json:"interface"`
 			} `json:"ips"`
 			Interfaces []struct {
+				Name    string `json:"name"`
 				Sandbox string `json:"sandbox"`
 			} `json:"interfaces"`
 		} `json:"result"`
@@ -68,6 +70,11 @@ func parse(b []byte) (*result, error) {
 	}
 	if r.namespace == "" || r.name == "" {
 		return nil, nil
+	}
+	for _, i := range file.Result.Interfaces {
+		if i.Sandbox == "" && i.Name != "" {
+			r.links = append(r.links, i.Name)
+		}
 	}
 	for _, ip := range file.Result.IPs {
 		// An address is on the interface that it names by its index; one of the

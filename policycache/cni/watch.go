@@ -152,6 +152,21 @@ func (w *Watcher) look(name string) (changed, whole bool) {
 	return r == nil && old != nil, true
 }
 
+// Links gives the interfaces on the node's side, bridges among them, that the CNI
+// plugins have named for pods, by the pods' keys and UIDs (empty where unknown).
+func (w *Watcher) Links() map[PodID][]string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := map[PodID][]string{}
+	for key, r := range w.newest() {
+		all[PodID{key, r.uid}] = r.links
+	}
+	return all
+}
+
+// PodID names a pod, by "namespace/name" and its UID.
+type PodID struct{ Key, UID string }
+
 // Count gives the number of pods whose addresses are known.
 func (w *Watcher) Count() int {
 	w.mu.Lock()

@@ -98,10 +98,10 @@ func (r *Record) exempt() bool {
 	return false
 }
 
-// unasked tells whether the connection was turned away before any policy was
+// unasked tells whether the connection was decided before any policy was
 // asked.
 func (r *Record) unasked() bool {
-	return r.Reason == verdict.ReasonForged.String() || r.Reason == verdict.ReasonNotReady.String()
+	return r.Reason == verdict.ReasonForged.String() || r.Reason == verdict.ReasonNotReady.String() || r.Reason == verdict.ReasonUnknownPod.String()
 }
 
 // judgement gives what a decision says about some directions.
