@@ -35,7 +35,9 @@ func removeAll(log *slog.Logger, markBits uint32) error {
 	if err := checkIpset(); err != nil {
 		log.Debug("no sets to remove", "reason", err)
 	} else {
-		errs = append(errs, destroySet(4), destroySet(6))
+		for _, fam := range []family{4, 6} {
+			errs = append(errs, destroySet(fam.isolated()), destroySet(fam.pods()))
+		}
 	}
 	cleared, err := clearConnmarks(markBits)
 	errs = append(errs, err)

@@ -19,6 +19,10 @@ type KernelConfig struct {
 	Queues    int
 	// FailOpen lets connections pass while nobody listens to the queues.
 	FailOpen bool
+	// NoisyRate is how many packets a second of one pod of this node, or from
+	// elsewhere to one pod, go to the queues that all share. What is more goes
+	// to the noisy queue, number QueueBase+Queues. Zero means that there is none.
+	NoisyRate int
 	// MarkBits are exactly two bits; see AcceptedMark and RevokedMark. Zero
 	// means DefaultMarkBits.
 	MarkBits uint32
@@ -43,6 +47,7 @@ type Kernel struct {
 
 	setLock  sync.Mutex
 	isolated map[netip.Addr]bool // nil as long as it isn't known
+	pods     map[netip.Addr]bool // the same
 	setsErr  error               // of the last attempt to bring the sets up to date
 }
 
@@ -59,7 +64,7 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 	if err := checkMarkBits(cfg.MarkBits); err != nil {
 		return nil, err
 	}
-	if last := int(cfg.QueueBase) + cfg.Queues - 1; cfg.Queues < 1 || last > 65535 {
+	if last := int(cfg.QueueBase) + QueueSpan(cfg.Queues, cfg.NoisyRate) - 1; cfg.Queues < 1 || last > 65535 {
 		return nil, fmt.Errorf("queues from %d, %d of them, are not within 0 to 65535: give a lower base or fewer", cfg.QueueBase, cfg.Queues)
 	}
 	if err := checkCapabilities(); err != nil {
@@ -74,7 +79,7 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 	}
 	k := &Kernel{
 		log:       cfg.Log,
-		gate:      gate{cfg.QueueBase, cfg.Queues, cfg.FailOpen, cfg.MarkBits},
+		gate:      gate{cfg.QueueBase, cfg.Queues, cfg.FailOpen, cfg.MarkBits, cfg.NoisyRate},
 		backend:   backend,
 		installed: map[family]*installed{},
 	}
@@ -82,6 +87,9 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 		return nil, err
 	}
 	rehearsed, err := rehearse(k.commands, k.gate)
+	if k.doWithoutNoisy(err) {
+		rehearsed, err = rehearse(k.commands, k.gate)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -119,10 +127,7 @@ func (k *Kernel) Backend() string { return k.backend }
 func (k *Kernel) SetIsolated(addrs []netip.Addr) error {
 	k.setLock.Lock()
 	defer k.setLock.Unlock()
-	k.isolated = make(map[netip.Addr]bool, len(addrs))
-	for _, a := range addrs {
-		k.isolated[a.Unmap().WithZone("")] = true
-	}
+	k.isolated = addrSet(addrs)
 	changes, err := k.fillSets()
 	if len(changes) > 0 {
 		k.log.Debug("sets of isolated addresses changed", "changes", strings.Join(changes, "; "))
@@ -151,30 +156,40 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 	defer func() { k.setsErr = err }()
 	var errs []error
 	for _, c := range k.commands {
-		made, err := ensureSet(c.fam)
-		if err != nil {
-			errs = append(errs, err)
-			continue
+		filled, err := fillOne(c.fam.isolated(), k.isolated)
+		changes, errs = append(changes, filled...), append(errs, err)
+		if k.gate.noisyRate > 0 {
+			filled, err := fillOne(c.fam.pods(), k.pods)
+			changes, errs = append(changes, filled...), append(errs, err)
 		}
-		if made {
-			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, c.fam.set()))
-		}
-		if k.isolated == nil {
-			continue
-		}
-		want := map[netip.Addr]bool{}
-		for a := range k.isolated {
-			if c.fam.holds(a) {
-				want[a] = true
-			}
-		}
-		added, removed, err := fillSet(c.fam, want)
-		if added+removed > 0 {
-			changes = append(changes, fmt.Sprintf("%s: set %s lacked %d members and had %d too many", c.fam, c.fam.set(), added, removed))
-		}
-		errs = append(errs, err)
 	}
 	return changes, errors.Join(errs...)
+}
+
+// fillOne makes a set if it is missing, and has it hold the wanted members of its
+// family. As long as those aren't known (nil), it leaves the members that it has.
+func fillOne(s memberSet, members map[netip.Addr]bool) (changes []string, err error) {
+	made, err := ensureSet(s)
+	if err != nil {
+		return nil, err
+	}
+	if made {
+		changes = append(changes, fmt.Sprintf("%s: set %s was missing", s.fam, s.name))
+	}
+	if members == nil {
+		return changes, nil
+	}
+	want := map[netip.Addr]bool{}
+	for a := range members {
+		if s.fam.holds(a) {
+			want[a] = true
+		}
+	}
+	added, removed, err := fillSet(s, want)
+	if added+removed > 0 {
+		changes = append(changes, fmt.Sprintf("%s: set %s lacked %d members and had %d too many", s.fam, s.name, added, removed))
+	}
+	return changes, err
 }
 
 // Install puts the rules in place, from whatever state an earlier run, a crash
@@ -192,9 +207,17 @@ func (k *Kernel) Install() error {
 	if err := k.clearOldMarks(); err != nil {
 		return err
 	}
+	return k.installAll()
+}
+
+// installAll is Install's last step. The caller holds ruleLock.
+func (k *Kernel) installAll() error {
 	var errs []error
 	for _, c := range k.commands {
 		in, err := c.install(k.gate)
+		if k.doWithoutNoisy(err) {
+			return k.installAll()
+		}
 		k.installed[c.fam] = in
 		errs = append(errs, err)
 	}

@@ -60,7 +60,7 @@ func TestPreflightCapabilities(t *testing.T) {
 // backend nothing works without a raw socket, of the other one no match of a set.
 func TestCapabilitiesAreNeeded(t *testing.T) {
 	kernelEach(t, func(t *testing.T, backend string) {
-		kernelOK(t, createSet(4))
+		kernelOK(t, createSet(family(4).isolated()))
 		rule := "iptables-" + backend + " -t mangle -A FORWARD -m set --match-set " + family(4).set() + " src -j DROP"
 		for _, c := range []struct {
 			caps string

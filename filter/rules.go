@@ -67,6 +67,7 @@ type gate struct {
 	queues    int
 	failOpen  bool
 	markBits  uint32
+	noisyRate int // packets a second; 0 for no noisy queue
 }
 
 // forwardRules are the rules of the chain that FORWARD and OUTPUT jump to.
@@ -106,6 +107,9 @@ func (g gate) forwardRules(fam family) [][]string {
 		add("-m conntrack --ctstate INVALID -m set --match-set %s %s -j DROP", fam.set(), end)
 	}
 	for _, end := range []string{"src", "dst"} {
+		for _, r := range g.noisyRules(fam, end) {
+			add("%s", r)
+		}
 		add("-m set --match-set %s %s -j NFQUEUE %s", fam.set(), end, g.queueFlags())
 	}
 	return rules

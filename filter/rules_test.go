@@ -68,11 +68,11 @@ func TestRulesByConfig(t *testing.T) {
 		gate gate
 		want string
 	}{
-		{"one queue", gate{7, 1, false, 0x3000}, "NFQUEUE --queue-num 7"},
-		{"one queue, fail-open", gate{7, 1, true, 0x3000}, "NFQUEUE --queue-num 7 --queue-bypass"},
-		{"four queues, fail-open", gate{7, 4, true, 0x3000}, "NFQUEUE --queue-balance 7:10 --queue-bypass --queue-cpu-fanout"},
-		{"other accepted mark", gate{7, 1, false, 0x80000001}, "connmark --mark 0x1/0x1 -j RETURN"},
-		{"other revoked mark", gate{7, 1, false, 0x80000001}, "connmark --mark 0x80000000/0x80000000 -j DROP"},
+		{"one queue", gate{7, 1, false, 0x3000, 0}, "NFQUEUE --queue-num 7"},
+		{"one queue, fail-open", gate{7, 1, true, 0x3000, 0}, "NFQUEUE --queue-num 7 --queue-bypass"},
+		{"four queues, fail-open", gate{7, 4, true, 0x3000, 0}, "NFQUEUE --queue-balance 7:10 --queue-bypass --queue-cpu-fanout"},
+		{"other accepted mark", gate{7, 1, false, 0x80000001, 0}, "connmark --mark 0x1/0x1 -j RETURN"},
+		{"other revoked mark", gate{7, 1, false, 0x80000001, 0}, "connmark --mark 0x80000000/0x80000000 -j DROP"},
 	} {
 		var text []string
 		for _, r := range c.gate.forwardRules(4) {
@@ -82,7 +82,7 @@ func TestRulesByConfig(t *testing.T) {
 			t.Errorf("%s: no %q in\n%s", c.name, c.want, all)
 		}
 	}
-	if s := (gate{7, 4, false, 0x3000}).queueFlags(); strings.Contains(s, "bypass") {
+	if s := (gate{7, 4, false, 0x3000, 0}).queueFlags(); strings.Contains(s, "bypass") {
 		t.Errorf("fail-closed, but %q", s)
 	}
 }

@@ -19,68 +19,79 @@ const (
 	setMaxMembers = 262144
 )
 
+// memberSet is an ipset of ours: its family and its name.
+type memberSet struct {
+	fam  family
+	name string
+}
+
+// isolated is the set of the family's isolated addresses, pods that of the
+// addresses of all pods of this node.
+func (f family) isolated() memberSet { return memberSet{f, "portcullis-" + strconv.Itoa(int(f))} }
+func (f family) pods() memberSet     { return memberSet{f, "portcullis-pods-" + strconv.Itoa(int(f))} }
+
 // set gives the name of the ipset that holds the family's isolated addresses.
-func (f family) set() string { return "portcullis-" + strconv.Itoa(int(f)) }
+func (f family) set() string { return f.isolated().name }
 
 func (f family) holds(a netip.Addr) bool { return a.IsValid() && a.Is4() == (f == 4) }
 
-// createSet makes the family's set, empty.
-func createSet(fam family) error {
+// createSet makes a set, empty.
+func createSet(s memberSet) error {
 	af := uint8(unix.AF_INET)
-	if fam == 6 {
+	if s.fam == 6 {
 		af = unix.AF_INET6
 	}
-	err := netlink.IpsetCreate(fam.set(), setType, netlink.IpsetCreateOptions{Family: af, MaxElements: setMaxMembers})
+	err := netlink.IpsetCreate(s.name, setType, netlink.IpsetCreateOptions{Family: af, MaxElements: setMaxMembers})
 	if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_FIND_TYPE)) {
 		return fmt.Errorf("%w: the set type %s is missing; run modprobe ip_set_hash_ip", ErrNoIpset, setType)
 	}
 	if err != nil {
-		return fmt.Errorf("make ipset %s: %w", fam.set(), err)
+		return fmt.Errorf("make ipset %s: %w", s.name, err)
 	}
 	return nil
 }
 
-// readSet gives the members of the family's set, and false if there is no such
+// readSet gives the members of a set, and false if there is no such
 // set. A set of that name but of another type is an error.
-func readSet(fam family) (members map[netip.Addr]bool, ok bool, err error) {
-	res, err := netlink.IpsetList(fam.set())
+func readSet(s memberSet) (members map[netip.Addr]bool, ok bool, err error) {
+	res, err := netlink.IpsetList(s.name)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("list ipset %s: %w", fam.set(), err)
+		return nil, false, fmt.Errorf("list ipset %s: %w", s.name, err)
 	}
 	v6 := res.Family == unix.AF_INET6
-	if res.TypeName != setType || v6 != (fam == 6) {
-		return nil, false, fmt.Errorf("ipset %s exists, but isn't of type %s for %s: run portcullis cleanup, then start again", fam.set(), setType, fam)
+	if res.TypeName != setType || v6 != (s.fam == 6) {
+		return nil, false, fmt.Errorf("ipset %s exists, but isn't of type %s for %s: run portcullis cleanup, then start again", s.name, setType, s.fam)
 	}
 	members = make(map[netip.Addr]bool, len(res.Entries))
 	for _, e := range res.Entries {
 		a, ok := netip.AddrFromSlice(e.IP)
 		if !ok {
-			return nil, false, fmt.Errorf("list ipset %s: member %v is no address", fam.set(), e.IP)
+			return nil, false, fmt.Errorf("list ipset %s: member %v is no address", s.name, e.IP)
 		}
 		members[a.Unmap()] = true
 	}
 	return members, true, nil
 }
 
-// ensureSet makes the family's set if it is missing. The members of one that
+// ensureSet makes a set if it is missing. The members of one that
 // is there stay: they keep their pods shut until the new members are known.
-func ensureSet(fam family) (made bool, err error) {
-	_, ok, err := readSet(fam)
+func ensureSet(s memberSet) (made bool, err error) {
+	_, ok, err := readSet(s)
 	if err != nil || ok {
 		return false, err
 	}
-	return true, createSet(fam)
+	return true, createSet(s)
 }
 
-// fillSet makes the family's set hold exactly the wanted members: it adds what
+// fillSet makes a set hold exactly the wanted members: it adds what
 // is missing, and only then removes what is too many. It is never emptied, so
 // a member that stays is in it throughout. One member's failure doesn't keep
 // the others out.
-func fillSet(fam family, want map[netip.Addr]bool) (added, removed int, err error) {
-	have, _, err := readSet(fam)
+func fillSet(s memberSet, want map[netip.Addr]bool) (added, removed int, err error) {
+	have, _, err := readSet(s)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -96,17 +107,17 @@ func fillSet(fam family, want map[netip.Addr]bool) (added, removed int, err erro
 		}
 	}
 	return len(missing), len(excess), errors.Join(
-		changeMembers(ipsetAdd, fam, missing),
-		changeMembers(ipsetDel, fam, excess))
+		changeMembers(ipsetAdd, s, missing),
+		changeMembers(ipsetDel, s, excess))
 }
 
-// destroySet removes the family's set, if it is there. The kernel lets go of a
+// destroySet removes a set, if it is there. The kernel lets go of a
 // deleted nftables rule, and of the set that it refers to, a little after the
 // delete has returned; so a set in use is tried again for some two seconds.
-func destroySet(fam family) error {
+func destroySet(s memberSet) error {
 	var err error
 	for range 100 {
-		err = netlink.IpsetDestroy(fam.set())
+		err = netlink.IpsetDestroy(s.name)
 		if err == nil || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
@@ -115,5 +126,5 @@ func destroySet(fam family) error {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	return fmt.Errorf("destroy ipset %s: %w", fam.set(), err)
+	return fmt.Errorf("destroy ipset %s: %w", s.name, err)
 }

@@ -52,7 +52,7 @@ func TestSetIsolated(t *testing.T) {
 // TestFillSetByDifference: only what differs is touched.
 func TestFillSetByDifference(t *testing.T) {
 	kernelNetns(t)
-	kernelOK(t, createSet(4))
+	kernelOK(t, createSet(family(4).isolated()))
 	for _, c := range []struct {
 		addrs          string
 		added, removed int
@@ -66,7 +66,7 @@ func TestFillSetByDifference(t *testing.T) {
 		for _, a := range kernelAddrs(c.addrs) {
 			want[a] = true
 		}
-		added, removed, err := fillSet(4, want)
+		added, removed, err := fillSet(family(4).isolated(), want)
 		if err != nil || added != c.added || removed != c.removed {
 			t.Errorf("%q: %d added, %d removed, %v; want %d and %d", c.addrs, added, removed, err, c.added, c.removed)
 		}
@@ -79,7 +79,7 @@ func TestManyMembers(t *testing.T) {
 	k := kernelNew(t, backendNFT)
 	kernelOK(t, k.SetIsolated(kernelMany(2000)))
 	for _, fam := range []family{4, 6} {
-		if members, ok, err := readSet(fam); err != nil || !ok || len(members) != 2000 {
+		if members, ok, err := readSet(fam.isolated()); err != nil || !ok || len(members) != 2000 {
 			t.Errorf("%s: %d members, %t, %v", fam, len(members), ok, err)
 		}
 	}

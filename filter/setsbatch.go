@@ -37,10 +37,10 @@ const (
 // attribute's length has 16 bits, and a member takes up to 40 bytes.
 const batchMembers = 1000
 
-// changeMembers adds members to the family's set or deletes them from it, a
+// changeMembers adds members to a set or deletes them from it, a
 // thousand in one exchange. A member that is there already, or isn't, is no error.
 // One that the kernel refuses is named, and doesn't keep the others out.
-func changeMembers(typ netlink.HeaderType, fam family, members []netip.Addr) error {
+func changeMembers(typ netlink.HeaderType, set memberSet, members []netip.Addr) error {
 	if len(members) == 0 {
 		return nil
 	}
@@ -51,17 +51,17 @@ func changeMembers(typ netlink.HeaderType, fam family, members []netip.Addr) err
 	defer conn.Close()
 	var errs []error
 	for batch := range slices.Chunk(members, batchMembers) {
-		if changeBatch(conn, typ, fam, batch) == nil {
+		if changeBatch(conn, typ, set, batch) == nil {
 			continue
 		}
 		for _, a := range batch { // one by one, since the kernel stops at the first that it refuses
-			err := changeBatch(conn, typ, fam, []netip.Addr{a})
+			err := changeBatch(conn, typ, set, []netip.Addr{a})
 			switch {
 			case err == nil:
 			case typ == ipsetAdd:
-				errs = append(errs, fmt.Errorf("add %s to ipset %s: %w", a, fam.set(), err))
+				errs = append(errs, fmt.Errorf("add %s to ipset %s: %w", a, set.name, err))
 			default:
-				errs = append(errs, fmt.Errorf("remove %s from ipset %s: %w", a, fam.set(), err))
+				errs = append(errs, fmt.Errorf("remove %s from ipset %s: %w", a, set.name, err))
 			}
 		}
 	}
@@ -70,11 +70,11 @@ func changeMembers(typ netlink.HeaderType, fam family, members []netip.Addr) err
 
 // changeBatch sends one message. Without NLM_F_EXCL the kernel finds nothing
 // wrong with what is already as it is asked to be.
-func changeBatch(conn *netlink.Conn, typ netlink.HeaderType, fam family, members []netip.Addr) error {
+func changeBatch(conn *netlink.Conn, typ netlink.HeaderType, set memberSet, members []netip.Addr) error {
 	ae := netlink.NewAttributeEncoder()
 	ae.ByteOrder = binary.BigEndian
 	ae.Uint8(ipsetAttrProtocol, ipsetProtocol)
-	ae.String(ipsetAttrSetname, fam.set())
+	ae.String(ipsetAttrSetname, set.name)
 	ae.Uint32(ipsetAttrLineno, 0) // must be there: the kernel says in it which member it refused
 	ae.Nested(ipsetAttrADT, func(list *netlink.AttributeEncoder) error {
 		for i, a := range members {
@@ -98,7 +98,7 @@ func changeBatch(conn *netlink.Conn, typ netlink.HeaderType, fam family, members
 		return err
 	}
 	af := byte(unix.AF_INET)
-	if fam == 6 {
+	if set.fam == 6 {
 		af = unix.AF_INET6
 	}
 	_, err = conn.Execute(netlink.Message{

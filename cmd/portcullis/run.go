@@ -125,6 +125,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 		Queues:    o.queues,
 		FailOpen:  o.failOpen,
 		MarkBits:  bits,
+		NoisyRate: o.noisyRate,
 		Log:       log,
 	})
 	if err != nil {
@@ -152,6 +153,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 			FailOpen:   o.failOpen,
 			AcceptMark: filter.AcceptedMark(bits),
 			CacheSize:  o.cacheSize,
+			NoisyRate:  o.noisyRate,
 		},
 	}
 	a.metrics = newMetrics(a)
@@ -176,6 +178,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	if err := a.bind(); err != nil {
 		return err
 	}
+	a.kernel.SetPods(judged)
 	// noteParts asks for its error.
 	_ = a.kernel.SetIsolated(isolated)
 	a.noteParts()
