@@ -104,7 +104,7 @@ func floodWorld(t *testing.T, name string, args ...string) (*world, *duel) {
 	w := gateWorld(t, name, lab.Routed)
 	w.pod(lab.Routed, "a/other", 14, "app=other")
 	w.apply("other.yaml", policy("a/other", `{podSelector: {matchLabels: {app: other}}, ingress: [{ports: [{port: 80}]}]}`))
-	w.start(append([]string{"--decision-log-window=10s", "--queues=2"}, append(args, strings.Fields(os.Getenv("X"))...)...)...)
+	w.start(append([]string{"--decision-log-window=10s", "--queues=2"}, args...)...)
 	w.expect(gateJudged)
 	return w, newDuel(w, lab.Routed, "b/free", "a/db")
 }
@@ -146,6 +146,143 @@ func TestFaultSYNFlood(t *testing.T) {
 		t.Errorf("the 99th percentile is %s, beside %s without a flood", busy.at(99), idle.at(99))
 	}
 	if grown > 128<<20 {
+		t.Errorf("the agent has grown by %d MiB", grown>>20)
+	}
+	w.expect(gateJudged)
+}
+
+// TestFaultSYNFloodFailOpen floods behind a gate that is to let pass what its queues
+// can't hold, and nothing else. The kernel has no count of what it lets pass that
+// way: it is what the rules have handed to the queues less what came out of them.
+func TestFaultSYNFloodFailOpen(t *testing.T) {
+	w, d := floodWorld(t, "synopen", "--fail-open", "--queue-length=20")
+	const count = "iptables -t mangle -A PREROUTING -p tcp --dport 6379 --syn"
+	_, err := w.lab.Command(t.Context(), "a/db", strings.Fields(count)...)
+	w.must(err)
+	queued, judged := w.handedToQueues(), w.metricSum("queue_packets_total")
+	floodEnds := w.begin("b/free", role{Name: "flood", Frames: d.floodFrames()[:1], Count: 1 << 30, For: floodTime})
+	clients := w.begin("a/web", role{Name: "connect", To: w.to("a/db", 80), Count: 1 << 20, Every: 5 * time.Millisecond, For: floodTime})()
+	flood := floodEnds()
+	lost := w.unaccounted()
+	passed := w.handedToQueues() - queued - int(w.metricSum("queue_packets_total")-judged)
+	out, err := w.lab.Command(t.Context(), "a/db", "iptables-save", "-t", "mangle", "-c")
+	w.must(err)
+	arrived := packetsOf(out, "--dport 6379")
+	chaos.Report(t, chaos.Row{Fault: "SYN flood from a denied pod, fail-open", Load: "connections of another pod, one each 5 ms",
+		Tried: len(clients.Took) + clients.Failed + flood.Sent, Wrong: clients.Failed, Lost: lost,
+		Note: fmt.Sprintf("%d SYNs, %d found the queue full and passed; p99 %s", flood.Sent, passed, clients.at(99))})
+	// A port that comes up twice may count as established.
+	if off := max(arrived-passed, passed-arrived); off > passed/100 {
+		t.Errorf("%d SYNs passed, and %d arrived", passed, arrived)
+	}
+	if passed == 0 || flood.Sent-passed < 100 {
+		t.Errorf("of %d SYNs %d passed: the queue wasn't full, or nothing was judged", flood.Sent, passed)
+	}
+}
+
+// handedToQueues sums what the rules that queue have counted.
+func (w *world) handedToQueues() int {
+	w.Helper()
+	return packetsOf(w.command("iptables-save", "-t", "mangle", "-c")+w.command("ip6tables-save", "-t", "mangle", "-c"), "-j NFQUEUE")
+}
+
+// packetsOf sums the packets of the rules, as iptables-save counts them, that
+// contain a text.
+func packetsOf(save, text string) (sum int) {
+	for line := range strings.Lines(save) {
+		var packets, octets int
+		if n, _ := fmt.Sscanf(line, "[%d:%d]", &packets, &octets); n == 2 && strings.Contains(line, text) {
+			sum += packets
+		}
+	}
+	return sum
+}
+
+// scanning sends to all ports of a pod, in both families, from a pod that may reach
+// none of them, while another goes on to connect where it may; it gives the share of
+// the latter's decisions that came from the cache.
+func (w *world) scanning(d *duel, r role) (clients found, sent int, hits float64) {
+	w.Helper()
+	steady := role{Name: "connect", To: w.to("a/db", 80), Count: 300, Every: 5 * time.Millisecond, For: patient}
+	w.begin("a/web", steady)() // the cache is warm
+	w.unaccounted()
+	allowed, cached := w.allows()
+	ends := w.begin(d.from, r)
+	clients = w.begin("a/web", steady)()
+	sent = ends().Sent
+	w.unaccounted()
+	allowedThen, cachedThen := w.allows()
+	return clients, sent, float64(cachedThen-cached) / float64(allowedThen-allowed)
+}
+
+// allows counts the allows in the log, and those that came from the cache, without
+// the care of decisions: a scan leaves a hundred thousand lines.
+func (w *world) allows() (all, cached int) {
+	w.Helper()
+	b, err := os.ReadFile(w.log)
+	w.must(err)
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, `"verdict":"allow","reason":"rule"`) {
+			all++
+			if strings.Contains(line, `"cached":true`) {
+				cached++
+			}
+		}
+	}
+	return all, cached
+}
+
+// TestFaultPortScan scans all ports of both families twice over from one pod, once
+// slowly enough to share the queue, and the cache, of all. Flows that come back stay
+// in it.
+func TestFaultPortScan(t *testing.T) {
+	for name, args := range map[string][]string{"one queue and cache for all": {"--noisy-rate=0", "--queues=1"}, "a queue apart": nil} {
+		t.Run(name, func(t *testing.T) {
+			w, d := floodWorld(t, "scan", append(args, "--decision-log-max-size=0")...)
+			before := w.rss()
+			clients, sent, hits := w.scanning(d, role{Name: "flood", Scan: true, Frames: d.floodFrames(), Count: 4 * 65536, For: patient})
+			chaos.Report(t, chaos.Row{Fault: "port scan, " + name, Load: "connections of another pod, one each 5 ms",
+				Tried: sent + len(clients.Took) + clients.Failed, Wrong: clients.Failed, Lost: w.unaccounted(),
+				Note: fmt.Sprintf("hit rate of the others %.0f%%; RSS %+d KiB; p99 %s", 100*hits, (w.rss()-before)>>10, clients.at(99))})
+			if sent < 2*65536 {
+				t.Errorf("scanned with %d packets", sent)
+			}
+			if hits < 0.9 {
+				t.Errorf("of the connections that had been seen before, %.0f%% came from the cache", 100*hits)
+			}
+			if grown := w.rss() - before; grown > 128<<20 {
+				t.Errorf("the agent has grown by %d MiB", grown>>20)
+			}
+			w.expect("deny tcp b/free a/db:80\nallow tcp a/web a/db:80")
+		})
+	}
+}
+
+// TestFaultSpoofedFlood floods one pod from invented addresses. Connections to other
+// pods don't suffer, and neither memory nor the kernel's table of rates grows with
+// the number of addresses.
+func TestFaultSpoofedFlood(t *testing.T) {
+	w, d := floodWorld(t, "spoof")
+	before := w.rss()
+	floodEnds := w.begin("b/free", role{Name: "flood", Sources: true, Frames: d.floodFrames(), Count: 1 << 30, For: floodTime})
+	clients := w.begin("a/web", role{Name: "connect", To: w.to("a/other", 80), Count: 1 << 20, Every: 2 * time.Millisecond, For: floodTime})()
+	flood := floodEnds()
+	lost := w.unaccounted()
+	dropped, userDropped := w.queueOf(102)
+	rates := strings.Count(w.command("sh", "-c", "cat /proc/thread-self/net/ipt_hashlimit/portcullis-* /proc/thread-self/net/ip6t_hashlimit/portcullis-*"), "\n")
+	chaos.Report(t, chaos.Row{Fault: "flood from invented addresses", Load: "connections to another pod, one each 2 ms",
+		Tried: flood.Sent + len(clients.Took) + clients.Failed, Wrong: clients.Failed, Lost: lost,
+		Note: fmt.Sprintf("%d SYNs; p99 %s; queue dropped %d, socket %d; %d rates kept; RSS %+d KiB", flood.Sent, clients.at(99), dropped, userDropped, rates, (w.rss()-before)>>10)})
+	if slowest := clients.at(100); slowest > 900*time.Millisecond {
+		t.Errorf("a connection took %s: its first SYN was lost", slowest)
+	}
+	if flood.Sent < 10_000 {
+		t.Errorf("a flood of %d SYNs proves nothing", flood.Sent)
+	}
+	if rates == 0 || rates > 20 {
+		t.Errorf("the kernel keeps %d rates, for five pods", rates)
+	}
+	if grown := w.rss() - before; grown > 128<<20 {
 		t.Errorf("the agent has grown by %d MiB", grown>>20)
 	}
 	w.expect(gateJudged)

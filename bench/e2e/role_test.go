@@ -143,7 +143,7 @@ func (r *role) vary(frame []byte, n int) {
 	}
 	sum := transport[16:18]
 	if r.Scan {
-		exchangeWord(transport[2:4], uint16(n), sum)
+		exchangeWord(transport[2:4], uint16(n/len(r.Frames)), sum)
 	} else {
 		exchangeWord(transport[0:2], uint16(1024+rand.N(64000)), sum)
 	}
