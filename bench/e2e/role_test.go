@@ -25,8 +25,8 @@ const roleEnv = "E2E_ROLE"
 
 // role is what a load does.
 type role struct {
-	Name    string           // connect or flood
-	To      []netip.AddrPort // connect: in turn
+	Name    string           // connect, ask or flood
+	To      []netip.AddrPort // connect, ask: in turn
 	Count   int              // how many at most
 	Every   time.Duration    // connect: one in that time, if one was over by then
 	For     time.Duration    // how long at most
@@ -39,7 +39,7 @@ type role struct {
 type found struct {
 	Sent   int             // flood: frames that left
 	Took   []time.Duration // connect: of each connection, sorted
-	Failed int             // connect
+	Failed int             // connect; ask: answers that never came
 	Errors []string        // connect: the first few
 }
 
@@ -51,6 +51,8 @@ func playRole(text string) int {
 		switch r.Name {
 		case "connect":
 			f = r.connect()
+		case "ask":
+			f, err = r.ask()
 		case "flood":
 			f, err = r.flood()
 		}
@@ -98,6 +100,41 @@ func exchange(to netip.AddrPort) error {
 	}
 	conn := lab.Conn{Conn: c}
 	return conn.Exchange("a word", patient)
+}
+
+// ask does what a resolver does: over each of its sockets it sends two questions at
+// once. It waits for the answers when all are sent.
+func (r *role) ask() (f found, err error) {
+	conns := make([]*net.UDPConn, r.Count)
+	for n := range conns {
+		if conns[n], err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(r.To[n%len(r.To)])); err != nil {
+			return f, err
+		}
+		defer conns[n].Close()
+	}
+	for _, c := range conns {
+		for _, question := range []string{"A", "AAAA"} {
+			if _, err := c.Write([]byte(question)); err != nil {
+				return f, err
+			}
+			f.Sent++
+		}
+	}
+	for end, buf := time.Now().Add(r.For), make([]byte, 16); len(conns) > 0; conns = conns[1:] {
+		answers := map[string]bool{}
+		for len(answers) < 2 {
+			if err := conns[0].SetReadDeadline(end); err != nil {
+				return f, err
+			}
+			n, err := conns[0].Read(buf)
+			if err != nil {
+				break
+			}
+			answers[string(buf[:n])] = true
+		}
+		f.Failed += 2 - len(answers)
+	}
+	return f, nil
 }
 
 // flood sends the frames as fast as it can, each with another source port, and
