@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+	"unicode"
 
 	"portcullis/policycache/lines"
 )
@@ -35,6 +36,22 @@ func TestReadBadLines(t *testing.T) {
 		})
 		if err != nil || used != 2 || !strings.HasPrefix(complained, "3: ") || !strings.Contains(complained, tt.want) || strings.Count(complained, "\n") != 1 {
 			t.Errorf("%.60s: %v, %d used, complained %q, want %q", tt.line, err, used, complained, tt.want)
+		}
+	}
+}
+
+// TestReadNames: a name that a terminal would obey makes a line no record, wherever it
+// stands.
+func TestReadNames(t *testing.T) {
+	for _, c := range []string{"\\u001b[2J", "a\\nb", "\\u009b0m", "\\u202e", "\\u007f"} {
+		for _, field := range []string{`"src":{"ip":"10.0.0.1","pod":"X"}`, `"dst":{"ip":"10.0.0.1","namespace":"X"}`,
+			`"egress":{"verdict":"deny","policies":["X"]}`, `"ingress":{"verdict":"allow","allowedBy":{"policy":"X"}}`, `"reason":"X"`} {
+			line := `{"verdict":"deny","protocol":"TCP",` + strings.Replace(field, "X", c, 1) + `}`
+			var said []string
+			_, err := Read(strings.NewReader(line), func(*Record) { t.Errorf("%s was taken", line) }, func(_ int, err error) { said = append(said, err.Error()) })
+			if err != nil || len(said) != 1 || !strings.Contains(said[0], "is no name") || strings.ContainsFunc(said[0], func(r rune) bool { return !unicode.IsPrint(r) }) {
+				t.Errorf("%s: %v, %q", line, err, said)
+			}
 		}
 	}
 }
