@@ -119,9 +119,8 @@ chaos: deps ## every fault test, and a table of what each found; the last is a s
 	go run ./bench/chaos/table $$rows && test -z "$$failed"
 CHAOSSOAK ?= 60s
 
-FUZZTARGETS := 10
 fuzz-hour: ## an hour over all of them
-	$(MAKE) fuzz FUZZTIME=$$((3600 / $(FUZZTARGETS)))s
+	$(MAKE) fuzz FUZZTIME=$$((3600 / $$(grep -rhE '^func Fuzz' --include='*_test.go' . | wc -l)))s
 fuzz: ## each fuzz target for FUZZTIME
 	@for p in $$(go list ./...); do for f in $$(go test $$p -list '^Fuzz' | grep ^Fuzz); do \
 	  echo "== $$p $$f"; go test $$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) || exit 1; done; done

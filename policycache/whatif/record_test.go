@@ -115,3 +115,27 @@ func TestSpan(t *testing.T) {
 		t.Error(s.String())
 	}
 }
+
+// FuzzRecord reads lines that may be no records: none makes it panic, and what is
+// taken has names that can be printed.
+func FuzzRecord(f *testing.F) {
+	f.Add(`{"time":"2026-11-25T10:00:00.5Z","verdict":"deny","reason":"no-rule","directions":["ingress"],"protocol":"TCP","src":{"ip":"10.0.0.1","port":1},"dst":{"ip":"fd00::1","port":80,"namespace":"a","pod":"b"},"ingress":{"verdict":"deny","isolated":true,"policies":["a/p"],"allowedBy":null}}`)
+	f.Add(`{"schema":1,"kind":"missing","suppressed":3,"lost":18446744073709551615}`)
+	f.Add("{\"verdict\":\"allow\",\"protocol\":\"256\"}\n[]\n{")
+	f.Fuzz(func(t *testing.T, text string) {
+		_, err := Read(strings.NewReader(text), func(r *Record) {
+			if s, bad := r.unprintable(); bad || r.Count == 0 {
+				t.Errorf("%q was taken with %q, %d times", text, s, r.Count)
+			}
+			_ = r.flow()
+			_ = r.whole()
+		}, func(line int, err error) {
+			if line < 1 || err == nil {
+				t.Errorf("%q: line %d, %v", text, line, err)
+			}
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
