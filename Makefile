@@ -8,7 +8,7 @@ FUZZTIME ?= 20s
 RUNS ?= 1
 PACKAGES := iptables iproute2 conntrack ipset kmod procps
 
-.PHONY: build image image-twice test manifests control-plane test-metrics cluster-deps cluster cluster-up cluster-down cluster-test conformance test-api race demo bench bench-tune bench-smoke bench-micro bench-baseline bench-compare bench-allocs fuzz lint fmt deps clean
+.PHONY: build image image-twice test manifests control-plane test-metrics cluster-deps cluster cluster-up cluster-down cluster-test conformance test-api race demo bench bench-tune bench-smoke bench-micro bench-baseline bench-compare bench-allocs chaos soak fuzz fuzz-hour lint fmt deps clean
 
 build: ## the binary, in the working directory
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o portcullis ./cmd/portcullis
@@ -114,13 +114,26 @@ bench-compare: ## the same as a table beside bench/baseline.txt
 bench-allocs: ## fails if a benchmark allocates more than in bench/allocs.txt
 	BENCHMARKS='$(BENCHMARKS)' go test -tags allocs ./bench -run '^TestAllocs$$' -count 1 -v
 
+SOAK ?= 30m
+soak: deps ## SOAK of connections while everything changes at random, held against a slow judge
+	SOAK=$(SOAK) go test -tags soak ./bench/soak -run '^TestSoak$$' -count 1 -timeout 24h -v
+
+chaos: deps ## every fault test, and a table of what each found; the last is a soak of CHAOSSOAK
+	@rows=$$(mktemp) && trap 'rm -f "$$rows"' EXIT && export CHAOS_ROWS=$$rows && failed= && \
+	go test ./bench/e2e -run '^TestFault' -count 1 -timeout 30m || failed=1; \
+	$(MAKE) -s soak SOAK=$(CHAOSSOAK) >$$rows.soak || { cat $$rows.soak; failed=1; }; rm -f $$rows.soak; \
+	go run ./bench/chaos/table $$rows && test -z "$$failed"
+CHAOSSOAK ?= 60s
+
+fuzz-hour: ## an hour over all of them
+	$(MAKE) fuzz FUZZTIME=$$((3600 / $$(grep -rhE '^func Fuzz' --include='*_test.go' . | wc -l)))s
 fuzz: ## each fuzz target for FUZZTIME
 	@for p in $$(go list ./...); do for f in $$(go test $$p -list '^Fuzz' | grep ^Fuzz); do \
 	  echo "== $$p $$f"; go test $$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) || exit 1; done; done
 
 lint:
-	go vet ./... && go vet -tags apiserver,prometheus,cluster,conformance,proof,allocs ./... && go vet -C deploy/image ./... && go vet -C deploy/cluster ./pause
-	go tool staticcheck -tags apiserver,prometheus,cluster,conformance,proof,allocs ./...
+	go vet ./... && go vet -tags apiserver,prometheus,cluster,conformance,proof,allocs,soak ./... && go vet -C deploy/image ./... && go vet -C deploy/cluster ./pause
+	go tool staticcheck -tags apiserver,prometheus,cluster,conformance,proof,allocs,soak ./...
 	@test -z "$$(gofmt -l .)" || (echo "not gofmt'ed:"; gofmt -l .; exit 1)
 
 fmt:

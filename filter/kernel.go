@@ -19,6 +19,10 @@ type KernelConfig struct {
 	Queues    int
 	// FailOpen lets connections pass while nobody listens to the queues.
 	FailOpen bool
+	// NoisyRate is how many packets a second of one pod of this node, or from
+	// elsewhere to one pod, go to the queues that all share. What is more goes
+	// to the noisy queue, number QueueBase+Queues. Zero means that there is none.
+	NoisyRate int
 	// MarkBits are exactly two bits; see AcceptedMark and RevokedMark. Zero
 	// means DefaultMarkBits.
 	MarkBits uint32
@@ -48,7 +52,8 @@ type Kernel struct {
 	setLock  sync.Mutex
 	isolated map[netip.Addr]bool // nil as long as it isn't known
 	unknown  unknownPods
-	setsErr  error // of the last attempt to bring the sets up to date
+	pods     map[netip.Addr]bool // as isolated
+	setsErr  error               // of the last attempt to bring the sets up to date
 }
 
 // NewKernel checks that the machine has what the rules need, and chooses the
@@ -64,8 +69,8 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 	if err := checkMarkBits(cfg.MarkBits); err != nil {
 		return nil, err
 	}
-	if last := int(cfg.QueueBase) + 2*cfg.Queues - 1; cfg.Queues < 1 || last > LastQueue {
-		return nil, fmt.Errorf("queues from %d, twice %d of them, are not within 0 to %d: give a lower base or fewer", cfg.QueueBase, cfg.Queues, LastQueue)
+	if span := QueueSpan(cfg.Queues, cfg.NoisyRate); cfg.Queues < 1 || int(cfg.QueueBase)+2*span-1 > LastQueue {
+		return nil, fmt.Errorf("queues from %d, twice %d of them, are not within 0 to %d: give a lower base or fewer", cfg.QueueBase, span, LastQueue)
 	}
 	if err := checkCapabilities(); err != nil {
 		return nil, err
@@ -79,7 +84,7 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 	}
 	k := &Kernel{
 		log:       cfg.Log,
-		gate:      gate{queueBase: cfg.QueueBase, queues: cfg.Queues, failOpen: cfg.FailOpen, markBits: cfg.MarkBits, unknown: cfg.HoldUnknown},
+		gate:      gate{queueBase: cfg.QueueBase, queues: cfg.Queues, failOpen: cfg.FailOpen, markBits: cfg.MarkBits, unknown: cfg.HoldUnknown, noisyRate: cfg.NoisyRate},
 		unknown:   unknownPods{on: cfg.HoldUnknown, stale: true},
 		backend:   backend,
 		installed: map[family]*installed{},
@@ -88,6 +93,9 @@ func NewKernel(cfg KernelConfig) (*Kernel, error) {
 		return nil, err
 	}
 	rehearsed, err := rehearse(k.commands, k.gate)
+	if k.doWithoutNoisy(err) {
+		rehearsed, err = rehearse(k.commands, k.gate)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -125,10 +133,7 @@ func (k *Kernel) Backend() string { return k.backend }
 func (k *Kernel) SetIsolated(addrs []netip.Addr) error {
 	k.setLock.Lock()
 	defer k.setLock.Unlock()
-	k.isolated = make(map[netip.Addr]bool, len(addrs))
-	for _, a := range addrs {
-		k.isolated[a.Unmap().WithZone("")] = true
-	}
+	k.isolated = addrSet(addrs)
 	changes, err := k.fillSets()
 	if len(changes) > 0 {
 		k.log.Debug("sets of isolated addresses changed", "changes", strings.Join(changes, "; "))
@@ -174,39 +179,54 @@ func (k *Kernel) fillSets() (changes []string, err error) {
 	defer func() { k.setsErr = err }()
 	var errs []error
 	for _, c := range k.commands {
-		set := c.fam.isolated().at(k.gate.slot)
-		made, err := ensureSet(set)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if made {
-			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, set.name))
-		}
-		unknown, made, err := k.unknown.fill(c.fam.unknown().at(k.gate.slot))
+		slot := k.gate.slot
+		unknown, made, err := k.unknown.fill(c.fam.unknown().at(slot))
 		errs = append(errs, err)
 		if made {
-			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, c.fam.unknown().at(k.gate.slot).name))
+			changes = append(changes, fmt.Sprintf("%s: set %s was missing", c.fam, c.fam.unknown().at(slot).name))
 		}
-		if k.isolated == nil {
-			continue
+		if k.isolated != nil {
+			errs = append(errs, unknown.shut())
 		}
-		errs = append(errs, unknown.shut())
-		want := map[netip.Addr]bool{}
-		for a := range k.isolated {
-			if c.fam.holds(a) {
-				want[a] = true
-			}
+		filled, err := fillOne(c.fam.isolated().at(slot), k.isolated)
+		changes, errs = append(changes, filled...), append(errs, err)
+		if k.isolated != nil {
+			errs = append(errs, unknown.open())
+			changes = append(changes, unknown.changes()...)
 		}
-		added, removed, err := fillSet(set, want)
-		if added+removed > 0 {
-			changes = append(changes, fmt.Sprintf("%s: set %s lacked %d members and had %d too many", c.fam, set.name, added, removed))
+		if k.gate.noisyRate > 0 {
+			filled, err := fillOne(c.fam.pods().at(slot), k.pods)
+			changes, errs = append(changes, filled...), append(errs, err)
 		}
-		errs = append(errs, err, unknown.open())
-		changes = append(changes, unknown.changes()...)
 	}
 	err = errors.Join(errs...)
 	k.unknown.stale = err != nil || k.isolated == nil
+	return changes, err
+}
+
+// fillOne makes a set if it is missing, and has it hold the wanted members of its
+// family. As long as those aren't known (nil), it leaves the members that it has.
+func fillOne(s memberSet, members map[netip.Addr]bool) (changes []string, err error) {
+	made, err := ensureSet(s)
+	if err != nil {
+		return nil, err
+	}
+	if made {
+		changes = append(changes, fmt.Sprintf("%s: set %s was missing", s.fam, s.name))
+	}
+	if members == nil {
+		return changes, nil
+	}
+	want := map[netip.Addr]bool{}
+	for a := range members {
+		if s.fam.holds(a) {
+			want[a] = true
+		}
+	}
+	added, removed, err := fillSet(s, want)
+	if added+removed > 0 {
+		changes = append(changes, fmt.Sprintf("%s: set %s lacked %d members and had %d too many", s.fam, s.name, added, removed))
+	}
 	return changes, err
 }
 
@@ -230,9 +250,17 @@ func (k *Kernel) Install() error {
 	if err := k.clearOldMarks(); err != nil {
 		return err
 	}
+	return k.installAll()
+}
+
+// installAll is Install's last step. The caller holds ruleLock.
+func (k *Kernel) installAll() error {
 	var errs []error
 	for _, c := range k.commands {
 		in, err := c.install(k.gate)
+		if k.doWithoutNoisy(err) {
+			return k.installAll()
+		}
 		k.installed[c.fam] = in
 		errs = append(errs, err)
 	}

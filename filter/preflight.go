@@ -87,7 +87,7 @@ func rehearse(cmds []*command, g gate) (done bool, err error) {
 
 func rehearseHere(cmds []*command, g gate) error {
 	for _, c := range cmds {
-		if err := createSet(c.fam.isolated().at(g.slot)); err != nil {
+		if err := errors.Join(createSet(c.fam.isolated().at(g.slot)), createSet(c.fam.pods().at(g.slot))); err != nil {
 			return err
 		}
 		if g.unknown {
@@ -110,6 +110,8 @@ func refusal(spec []string, err error) error {
 	switch {
 	case strings.Contains(err.Error(), "Permission denied") || strings.Contains(err.Error(), "Operation not permitted"):
 		return fmt.Errorf("%w (%s)", ErrNoNetAdmin, oneLine(err))
+	case slices.Contains(spec, "hashlimit"):
+		return fmt.Errorf("%w (%s)", errNoHashlimit, oneLine(err))
 	case slices.Contains(spec, "NFQUEUE"):
 		return fmt.Errorf("%w (%s)", ErrNoNFQueue, oneLine(err))
 	case slices.Contains(spec, "--match-set"):

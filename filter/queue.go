@@ -65,6 +65,9 @@ type QueueConfig struct {
 	// them each queue holds; zero means DefaultHoldMax.
 	Hold    time.Duration
 	HoldMax int
+	// NoisyRate is KernelConfig's: other than zero, the queue after the last is
+	// served too, with what is left of the processor.
+	NoisyRate int
 }
 
 // complete puts the defaults in and refuses what can't be.
@@ -87,8 +90,8 @@ func (c QueueConfig) complete() (QueueConfig, error) {
 	switch {
 	case c.Count < 1:
 		return c, fmt.Errorf("%d queues: at least one is needed", c.Count)
-	case int(c.Base)+c.Count-1 > 65535:
-		return c, fmt.Errorf("queues %d to %d: the last queue is 65535", c.Base, int(c.Base)+c.Count-1)
+	case c.last() > 65535:
+		return c, fmt.Errorf("queues %d to %d: the last queue is 65535", c.Base, c.last())
 	case c.CopyRange < minCopyRange || c.CopyRange > maxCopyRange:
 		return c, fmt.Errorf("copy range of %d bytes: it must be %d to %d", c.CopyRange, minCopyRange, maxCopyRange)
 	case c.Burst < 1 || c.Burst > maxBurst:
@@ -97,6 +100,17 @@ func (c QueueConfig) complete() (QueueConfig, error) {
 		return c, fmt.Errorf("receive buffer of %d bytes: it must be below 1 GiB", c.ReadBuffer)
 	}
 	return c, nil
+}
+
+// last gives the last queue's number, which may be more than there can be.
+func (c QueueConfig) last() int { return int(c.Base) + QueueSpan(c.Count, c.NoisyRate) - 1 }
+
+// of gives what the queue with this index is configured with.
+func (c QueueConfig) of(i int) QueueConfig {
+	if i == c.Count {
+		c.MaxLen = min(c.MaxLen, noisyMaxLen)
+	}
+	return c
 }
 
 // Queues are bound queues with running workers.
@@ -126,9 +140,9 @@ func OpenQueues(cfg QueueConfig, engine *verdict.Engine, log *audit.Log, lg *slo
 		return nil, err
 	}
 	q := &Queues{}
-	for i := range cfg.Count {
+	for i := range QueueSpan(cfg.Count, cfg.NoisyRate) {
 		queue := cfg.Base + uint16(i)
-		conn, err := bindQueue(queue, cfg)
+		conn, err := bindQueue(queue, cfg.of(i))
 		if err != nil {
 			return nil, errors.Join(explainBind(queue, err), q.Close())
 		}

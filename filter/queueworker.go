@@ -82,7 +82,9 @@ func newWorker(queue uint16, cfg QueueConfig, engine *verdict.Engine, ring *audi
 // and a search for another processor, for nearly each packet.
 func (w *worker) loop(fd int, stop *atomic.Bool) {
 	runtime.LockOSThread()
-	if err := pin(int(w.queue-w.cfg.Base), w.cfg.Count); err != nil {
+	if i := int(w.queue - w.cfg.Base); i == w.cfg.Count {
+		yieldToAll(w.slog)
+	} else if err := pin(i, w.cfg.Count); err != nil {
 		w.slog.Warn("queue worker isn't kept to its queue's CPUs", "queue", w.queue, "error", err)
 	}
 	yielded := time.Now()

@@ -69,10 +69,11 @@ type gate struct {
 	markBits  uint32
 	slot      int  // which of the agents on this node: see memberSet.at
 	unknown   bool // queue unknown pods' packets too
+	noisyRate int  // packets a second; 0 for no noisy queue
 }
 
 // span is how many queue numbers an agent takes.
-func (g gate) span() int { return g.queues }
+func (g gate) span() int { return QueueSpan(g.queues, g.noisyRate) }
 
 // isolated names the set of isolated addresses that the rules look into.
 func (g gate) isolated(fam family) string { return fam.isolated().at(g.slot).name }
@@ -114,10 +115,16 @@ func (g gate) forwardRules(fam family) [][]string {
 		add("-m conntrack --ctstate INVALID -m set --match-set %s %s -j DROP", g.isolated(fam), end)
 	}
 	for _, end := range []string{"src", "dst"} {
+		for _, r := range g.noisyRules(fam, end) {
+			add("%s", r)
+		}
 		add("-m set --match-set %s %s -j NFQUEUE %s", g.isolated(fam), end, g.queueFlags())
 	}
 	if g.unknown {
 		for _, end := range []string{"src", "dst"} {
+			for _, r := range g.noisyUnknown(fam, end) {
+				add("%s", r)
+			}
 			add("-m set --match-set %s %s -j NFQUEUE %s", fam.unknown().at(g.slot).name, end, g.queueFlags())
 		}
 	}

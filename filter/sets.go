@@ -25,8 +25,10 @@ type memberSet struct {
 	name string
 }
 
-// isolated is the set of the family's isolated addresses.
+// isolated is the set of the family's isolated addresses, pods that of the
+// addresses of all pods of this node.
 func (f family) isolated() memberSet { return memberSet{f, "portcullis-" + strconv.Itoa(int(f))} }
+func (f family) pods() memberSet     { return memberSet{f, "portcullis-pods-" + strconv.Itoa(int(f))} }
 
 // at is the same set of the agent in a slot. Agents that hand over to each other
 // have different slots, and so none ever writes to another's sets.
@@ -39,7 +41,7 @@ func (s memberSet) at(slot int) memberSet {
 
 // setsAt gives all sets of a family that an agent in a slot has.
 func (f family) setsAt(slot int) []memberSet {
-	return []memberSet{f.isolated().at(slot), f.unknown().at(slot)}
+	return []memberSet{f.isolated().at(slot), f.unknown().at(slot), f.pods().at(slot)}
 }
 
 // set gives the name of the ipset that holds the family's isolated addresses.

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"portcullis/verdict"
 )
@@ -187,7 +188,7 @@ func namedPorts(s *corev1.PodSpec) []verdict.NamedPort {
 func appendNamed(named []verdict.NamedPort, ports []corev1.ContainerPort) []verdict.NamedPort {
 	for _, p := range ports {
 		proto, ok := protocolOf(p.Protocol)
-		if !ok || p.Name == "" || p.ContainerPort < 1 || p.ContainerPort > 65535 {
+		if !ok || len(validation.IsValidPortName(p.Name)) > 0 || p.ContainerPort < 1 || p.ContainerPort > 65535 {
 			continue
 		}
 		named = append(named, verdict.NamedPort{Proto: proto, Port: uint16(p.ContainerPort), Name: p.Name})

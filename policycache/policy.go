@@ -52,12 +52,17 @@ func (c *Compiler) readPolicy(np *networkingv1.NetworkPolicy) *policy {
 	r.note("spec.podSelector", err)
 	p.selector = r.pods.addSelector(selector)
 	p.ingress, p.egress = r.directions(&np.Spec)
-	for i, rule := range np.Spec.Ingress {
+	ingress, egress := np.Spec.Ingress, np.Spec.Egress
+	if err := checkSize(&np.Spec); err != nil {
+		r.note("spec", err)
+		ingress, egress = nil, nil
+	}
+	for i, rule := range ingress {
 		if rule, ok := r.rule(fmt.Sprintf("spec.ingress[%d]", i), "from", i, rule.From, rule.Ports); ok {
 			p.ingressRules = append(p.ingressRules, rule)
 		}
 	}
-	for i, rule := range np.Spec.Egress {
+	for i, rule := range egress {
 		if rule, ok := r.rule(fmt.Sprintf("spec.egress[%d]", i), "to", i, rule.To, rule.Ports); ok {
 			p.egressRules = append(p.egressRules, rule)
 		}

@@ -28,6 +28,7 @@ type duel struct {
 	src6, dst6           netip.Addr
 	mu                   sync.Mutex
 	heard                []byte
+	heardFrom            map[netip.Addr]int // IP packets by their source, neighbour discovery apart
 	ear                  int
 	listening, listenEnd chan struct{}
 }
@@ -39,6 +40,7 @@ func newDuel(w *world, mode lab.Mode, from, to string) *duel {
 	d := &duel{
 		world: w, from: from, to: to, mode: mode,
 		src4: w.lab.IP4(from), dst4: w.lab.IP4(to), src6: w.lab.IP6(from), dst6: w.lab.IP6(to),
+		heardFrom: map[netip.Addr]int{},
 		listening: make(chan struct{}), listenEnd: make(chan struct{}),
 	}
 	d.fromMAC, d.toMAC = w.mac(from), w.mac(to)
@@ -104,6 +106,7 @@ func (d *duel) listen() {
 			}
 			d.mu.Lock()
 			d.heard = append(append(d.heard, buf[:n]...), 0)
+			d.heardFrom[sourceOf(buf[:n])]++
 			d.mu.Unlock()
 		}
 	}()

@@ -275,3 +275,17 @@ func defaultRoutes(m *member, link netlink.Link, gw4, gw6 netip.Addr) error {
 	}
 	return nil
 }
+
+// Label gives a pod other labels, which the next Manifests tells.
+func (l *Lab) Label(who string, labels map[string]string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	m := l.members[who]
+	if m == nil || m.pod == nil {
+		return fmt.Errorf("the lab has no pod %q", who)
+	}
+	p := *m.pod
+	p.Labels = labels
+	m.pod = &p
+	return nil
+}

@@ -127,6 +127,24 @@ func (l *Lab) Open(from string, proto Proto, to netip.AddrPort, timeout time.Dur
 	return &Conn{c}, nil
 }
 
+// OpenFrom is Open from a given address and port.
+func (l *Lab) OpenFrom(who string, proto Proto, from, to netip.AddrPort, timeout time.Duration) (*Conn, error) {
+	var c net.Conn
+	err := l.Do(who, func() (err error) {
+		d := net.Dialer{Timeout: timeout, KeepAlive: -1, LocalAddr: net.TCPAddrFromAddrPort(from)}
+		if proto == UDP {
+			d.LocalAddr = net.UDPAddrFromAddrPort(from)
+		}
+		d.SetMultipathTCP(false)
+		c, err = d.DialContext(context.Background(), map[Proto]string{TCP: "tcp", UDP: "udp"}[proto], to.String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{c}, nil
+}
+
 // dial connects to a literal address, for which package net makes the socket on
 // the calling thread.
 func dial(network, to string, timeout time.Duration) (net.Conn, error) {

@@ -145,3 +145,6 @@ func (l *Lab) HTTPClient(who string) *http.Client {
 		},
 	}
 }
+
+// Pid gives the program's process identifier.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }

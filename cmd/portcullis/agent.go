@@ -29,6 +29,7 @@ type agentOptions struct {
 	burst       int
 	copyRange   uint32
 	cacheSize   int
+	noisyRate   int
 	failOpen    bool
 	markBits    string
 	backend     string
@@ -88,6 +89,7 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.node, "node", os.Getenv("NODE_NAME"), "name of this node: the agent judges the pods whose spec.nodeName it is (default $NODE_NAME)")
 	f.IntVar(&o.queueBase, "queue-base", 100, "number of the first NFQUEUE queue; while it takes over from another an agent uses the range after that")
 	f.IntVar(&o.queues, "queues", min(runtime.NumCPU(), 4), "how many queues, each with a worker of its own")
+	f.IntVar(&o.noisyRate, "noisy-rate", filter.DefaultNoisyRate, "first packets a second of one pod, or from elsewhere to one pod, beyond which they go to a queue apart (the number after --queues), lest others wait for them; 0 for no such queue")
 	f.Uint32Var(&o.queueLength, "queue-length", filter.DefaultMaxLen, "how many packets the kernel holds per queue")
 	f.IntVar(&o.burst, "queue-burst", filter.DefaultBurst, "packets that are read together where they wait, and answered together")
 	f.IntVar(&o.readBuffer, "queue-read-buffer", filter.DefaultReadBuffer, "receive buffer of a queue's socket in bytes")
@@ -122,8 +124,10 @@ func (o *agentOptions) check() error {
 		return fmt.Errorf("--node is missing: name the node whose pods this agent judges")
 	case o.queues < 1:
 		return fmt.Errorf("--queues %d: at least one queue is needed", o.queues)
-	case o.queueBase < 0 || o.queueBase+2*o.queues-1 > filter.LastQueue:
-		return fmt.Errorf("--queue-base %d with twice %d queues is not within 0 to %d", o.queueBase, o.queues, filter.LastQueue)
+	case o.noisyRate < 0 || o.noisyRate > filter.MaxNoisyRate:
+		return fmt.Errorf("--noisy-rate %d is not within 0 to %d", o.noisyRate, filter.MaxNoisyRate)
+	case o.queueBase < 0 || o.queueBase+2*filter.QueueSpan(o.queues, o.noisyRate)-1 > filter.LastQueue:
+		return fmt.Errorf("--queue-base %d with twice %d queues is not within 0 to %d", o.queueBase, filter.QueueSpan(o.queues, o.noisyRate), filter.LastQueue)
 	case !slices.Contains(backends, o.backend):
 		return fmt.Errorf("--iptables-backend %q: want %s", o.backend, strings.Join(backends, ", "))
 	case o.cacheSize < 0:

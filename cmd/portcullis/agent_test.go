@@ -75,6 +75,9 @@ func TestOneLine(t *testing.T) {
 	if got := oneLine(errors.Join(errors.New("a\nb"), errors.New("c"))); got != "a; b; c" {
 		t.Errorf("oneLine: %q", got)
 	}
+	if got := oneLine(errors.New("pod \x1b[31m\u009b\u202eé\t")); got != `pod \x1b[31m\u009b\u202eé\t` {
+		t.Errorf("oneLine: %q", got)
+	}
 }
 
 // TestOutlivesItsReaders holds that a decision log on standard output whose

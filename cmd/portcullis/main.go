@@ -10,8 +10,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/spf13/cobra"
 )
@@ -79,10 +81,20 @@ func outlivePipes() (stop func()) {
 	return func() { signal.Stop(broken) }
 }
 
-// oneLine writes an error on one line: joined errors are separated by "; ".
+// oneLine writes an error on one line: joined errors are separated by "; ". What a
+// terminal would obey instead of showing it, which an error may quote from anywhere,
+// is escaped.
 func oneLine(err error) string {
 	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
-	return strings.Join(lines, "; ")
+	var b strings.Builder
+	for _, r := range strings.Join(lines, "; ") {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+	}
+	return b.String()
 }
 
 // exitError asks for an exit code other than 1. With err nil there is nothing

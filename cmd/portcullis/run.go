@@ -143,6 +143,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 		Queues:    o.queues,
 		FailOpen:  o.failOpen,
 		MarkBits:  bits,
+		NoisyRate: o.noisyRate,
 		Log:       log,
 
 		HoldUnknown: o.hold.hold > 0,
@@ -180,6 +181,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 			CacheSize:  o.cacheSize,
 			Hold:       o.hold.hold,
 			HoldMax:    o.hold.packets,
+			NoisyRate:  o.noisyRate,
 		},
 	}
 	if o.auditOnly {
@@ -220,6 +222,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	a.record()
 	unguarded := !a.state.rules || a.kernel.SetsError() != nil
 	a.kernel.WatchUnknown(snapshot.PodRanges().Prefixes(), snapshot.KnownAddrs())
+	a.kernel.SetPods(judged)
 	// noteParts asks for its error.
 	_ = a.kernel.SetIsolated(isolated)
 	a.noteParts()

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"portcullis/verdict"
 )
@@ -107,6 +109,7 @@ func TestLineOddNames(t *testing.T) {
 func FuzzLine(f *testing.F) {
 	f.Add("a", "b", uint8(6), uint8(0))
 	f.Add("a\"\n", "\xff", uint8(58), uint8(8))
+	f.Add("\x1b]0;title\a", "\u009b31m\u202e\x7f\U000e0001", uint8(6), uint8(6))
 	f.Fuzz(func(t *testing.T, ns, name string, proto, reason uint8) {
 		rec := denied()
 		rec.Flow.Proto, rec.Decision.Reason = verdict.Protocol(proto), verdict.Reason(reason)
@@ -117,6 +120,17 @@ func FuzzLine(f *testing.F) {
 		line := appendTally(appendRecord(nil, name, true, &rec), tally{count: 2, sample: 3})
 		if !json.Valid(line) || bytes.IndexByte(line, '\n') != len(line)-1 {
 			t.Errorf("%q", line)
+		}
+		for _, r := range string(bytes.TrimSuffix(line, []byte("\n"))) {
+			if !unicode.IsPrint(r) {
+				t.Errorf("%q: a terminal would obey %q", line, r)
+			}
+		}
+		var back struct {
+			Dst struct{ Pod, Namespace string }
+		}
+		if err := json.Unmarshal(line, &back); err != nil || utf8.ValidString(ns+name) && (back.Dst.Pod != name || back.Dst.Namespace != ns) {
+			t.Errorf("%q reads as %+v (%v), want %q %q", line, back, err, ns, name)
 		}
 	})
 }

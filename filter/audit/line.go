@@ -2,11 +2,15 @@ package audit
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
 	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"portcullis/verdict"
 )
@@ -249,15 +253,33 @@ func ingressTable(pod *verdict.Endpoint) *verdict.Table {
 
 // appendString writes a JSON string. Names of the cluster are plain ASCII, but
 // they come from outside: whatever isn't plain goes the slow, safe way, which
-// escapes quotes, line ends and broken UTF-8.
+// escapes quotes, line ends, broken UTF-8, and all that a terminal obeys instead of
+// showing it.
 func appendString(b []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			quoted, _ := json.Marshal(s) // no string makes it fail
-			return append(b, quoted...)
+			return appendEscaped(b, s)
 		}
 	}
 	b = append(b, '"')
 	b = append(b, s...)
 	return append(b, '"')
+}
+
+// appendEscaped leaves ASCII to package json, which lets DEL, the second set of
+// control characters and those that turn the direction of writing stand as they are.
+func appendEscaped(b []byte, s string) []byte {
+	quoted, _ := json.Marshal(s) // no string makes it fail
+	for _, r := range string(quoted) {
+		switch {
+		case unicode.IsPrint(r):
+			b = utf8.AppendRune(b, r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			b = fmt.Appendf(b, `\u%04x\u%04x`, high, low)
+		default:
+			b = fmt.Appendf(b, `\u%04x`, r)
+		}
+	}
+	return b
 }

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"portcullis/policycache/lines"
 	"portcullis/verdict"
@@ -144,6 +145,9 @@ func (r *Record) parse(line []byte) error {
 			return fmt.Errorf("unknown direction %q", d)
 		}
 	}
+	if text, bad := r.unprintable(); bad {
+		return fmt.Errorf("%q is no name", text)
+	}
 	r.Count = max(r.Count, 1)
 	var err error
 	if r.proto, err = parseProtocol(r.Protocol); err != nil {
@@ -154,6 +158,27 @@ func (r *Record) parse(line []byte) error {
 	}
 	r.dst, err = parseAddr("dst", r.Dst.IP)
 	return err
+}
+
+// unprintable finds a name that would do something to a terminal. The agent logs
+// none, but a log is a file that anybody may have written.
+func (r *Record) unprintable() (text string, found bool) {
+	names := []string{r.Reason, r.Src.Namespace, r.Src.Pod, r.Dst.Namespace, r.Dst.Pod}
+	for _, s := range []*Side{r.Egress, r.Ingress} {
+		if s == nil {
+			continue
+		}
+		names = append(names, s.Policies...)
+		if s.AllowedBy != nil {
+			names = append(names, s.AllowedBy.Policy)
+		}
+	}
+	for _, name := range names {
+		if strings.ContainsFunc(name, func(c rune) bool { return !unicode.IsPrint(c) }) {
+			return name, true
+		}
+	}
+	return "", false
 }
 
 const (

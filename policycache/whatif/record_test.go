@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+	"unicode"
 
 	"portcullis/policycache/lines"
 )
@@ -35,6 +36,22 @@ func TestReadBadLines(t *testing.T) {
 		})
 		if err != nil || used != 2 || !strings.HasPrefix(complained, "3: ") || !strings.Contains(complained, tt.want) || strings.Count(complained, "\n") != 1 {
 			t.Errorf("%.60s: %v, %d used, complained %q, want %q", tt.line, err, used, complained, tt.want)
+		}
+	}
+}
+
+// TestReadNames: a name that a terminal would obey makes a line no record, wherever it
+// stands.
+func TestReadNames(t *testing.T) {
+	for _, c := range []string{"\\u001b[2J", "a\\nb", "\\u009b0m", "\\u202e", "\\u007f"} {
+		for _, field := range []string{`"src":{"ip":"10.0.0.1","pod":"X"}`, `"dst":{"ip":"10.0.0.1","namespace":"X"}`,
+			`"egress":{"verdict":"deny","policies":["X"]}`, `"ingress":{"verdict":"allow","allowedBy":{"policy":"X"}}`, `"reason":"X"`} {
+			line := `{"verdict":"deny","protocol":"TCP",` + strings.Replace(field, "X", c, 1) + `}`
+			var said []string
+			_, err := Read(strings.NewReader(line), func(*Record) { t.Errorf("%s was taken", line) }, func(_ int, err error) { said = append(said, err.Error()) })
+			if err != nil || len(said) != 1 || !strings.Contains(said[0], "is no name") || strings.ContainsFunc(said[0], func(r rune) bool { return !unicode.IsPrint(r) }) {
+				t.Errorf("%s: %v, %q", line, err, said)
+			}
 		}
 	}
 }
@@ -97,4 +114,28 @@ func TestSpan(t *testing.T) {
 	if s.String() != "2026-01-01T10:00:00Z to 2026-01-01T12:00:00Z" {
 		t.Error(s.String())
 	}
+}
+
+// FuzzRecord reads lines that may be no records: none makes it panic, and what is
+// taken has names that can be printed.
+func FuzzRecord(f *testing.F) {
+	f.Add(`{"time":"2026-11-25T10:00:00.5Z","verdict":"deny","reason":"no-rule","directions":["ingress"],"protocol":"TCP","src":{"ip":"10.0.0.1","port":1},"dst":{"ip":"fd00::1","port":80,"namespace":"a","pod":"b"},"ingress":{"verdict":"deny","isolated":true,"policies":["a/p"],"allowedBy":null}}`)
+	f.Add(`{"schema":1,"kind":"missing","suppressed":3,"lost":18446744073709551615}`)
+	f.Add("{\"verdict\":\"allow\",\"protocol\":\"256\"}\n[]\n{")
+	f.Fuzz(func(t *testing.T, text string) {
+		_, err := Read(strings.NewReader(text), func(r *Record) {
+			if s, bad := r.unprintable(); bad || r.Count == 0 {
+				t.Errorf("%q was taken with %q, %d times", text, s, r.Count)
+			}
+			_ = r.flow()
+			_ = r.whole()
+		}, func(line int, err error) {
+			if line < 1 || err == nil {
+				t.Errorf("%q: line %d, %v", text, line, err)
+			}
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
 }
