@@ -114,3 +114,14 @@ func (c *Cluster) sideText(s *verdict.Side, e End, addr netip.Addr, direction st
 	}
 	return text + fmt.Sprintf("none of %s %s rules admits this", their, direction)
 }
+
+// ReasonText says in a sentence what a reason's word means, "" if the word says
+// all that there is.
+func ReasonText(word string) string {
+	for reason, text := range reasonTexts {
+		if reason.String() == word {
+			return text
+		}
+	}
+	return ""
+}
