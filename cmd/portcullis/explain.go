@@ -149,7 +149,7 @@ func (o *explainOptions) single(out io.Writer, c *explain.Cluster) error {
 		if err != nil {
 			return suggest(c, err)
 		}
-		return unlessClosed(explain.WriteJSON(out, &a))
+		return unlessClosed(c.WriteJSON(out, &a))
 	}
 	answers, err := c.AskAll(o.query)
 	if err != nil {
