@@ -28,7 +28,7 @@ func TestSecondAgent(t *testing.T) {
 // what it wrote.
 func (w *world) start2nd(args ...string) string {
 	w.Helper()
-	argv := append([]string{binary, "agent", "--manifests", w.dir, "--http", "127.0.0.1:9354"}, args...)
+	argv := append([]string{binary, "agent", "--manifests", w.dir, "--http", "127.0.0.1:9354", "--socket", ""}, args...)
 	p, err := w.lab.Run(w.Context(), lab.Node, argv...)
 	w.must(err)
 	select {
@@ -48,7 +48,7 @@ func TestStartingErrors(t *testing.T) {
 	t.Parallel()
 	w := gateWorld(t, "errors", lab.Routed)
 	w.must(w.lab.Manifests(w.dir))
-	good := []string{binary, "agent", "--manifests", w.dir, "--node", lab.NodeName}
+	good := []string{binary, "agent", "--manifests", w.dir, "--node", lab.NodeName, "--socket", ""}
 	for _, c := range []struct {
 		argv []string
 		want string

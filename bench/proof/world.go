@@ -124,7 +124,7 @@ func (w *world) install(ctx context.Context, agent string) error {
 
 // startAgent runs the agent until the world is closed, and waits until it is ready.
 func (w *world) startAgent(ctx context.Context, agent string) (err error) {
-	argv := append(w.prefix(w.env), agent, "agent", "--manifests", w.dir, "--node", lab.NodeName)
+	argv := append(w.prefix(w.env), agent, "agent", "--manifests", w.dir, "--node", lab.NodeName, "--socket", "")
 	if w.log {
 		argv = append(argv, "--decision-log", w.logFile)
 	}

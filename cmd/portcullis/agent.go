@@ -36,6 +36,7 @@ type agentOptions struct {
 	cniResults  string
 	decisions   decisionLogFlags
 	http        string
+	socket      string
 	logs        logFlags
 }
 
@@ -91,6 +92,7 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.sysctlDir, "sysctl-dir", filter.SysctlDir, "where the node's sysctls can be written; a container sees its own read-only")
 	o.decisions.register(f)
 	f.StringVar(&o.http, "http", "127.0.0.1:9353", "address of /healthz, /readyz and /metrics; empty for none")
+	f.StringVar(&o.socket, "socket", defaultSocket, "Unix socket for observe, top, diff, explain --agent and pprof, for its owner only; empty for none")
 	o.logs.register(f)
 }
 

@@ -70,11 +70,15 @@ func (d *decisionLogFlags) check() error {
 	return nil
 }
 
-// open starts the decision log, nil if none is wanted, and gives its file if it
-// has one.
-func (d *decisionLogFlags) open(node string, stdout io.Writer) (*audit.Log, *audit.File, error) {
+// tapRing is how many decisions a queue holds where there is only the tap to hand them
+// to, every few milliseconds.
+const tapRing = 1024
+
+// open starts the decision log, nil if none is wanted and nobody can tap it, and gives
+// its file if it has one.
+func (d *decisionLogFlags) open(node string, stdout io.Writer, tap *audit.Tap) (*audit.Log, *audit.File, error) {
 	mode, _ := verdict.ParseAudit(d.audit) // check has read it
-	cfg := audit.Config{Node: node, RingSize: d.ring, Labels: d.labels, Window: d.window, Audit: mode, Sample: d.sample, Rate: d.rate}
+	cfg := audit.Config{Node: node, Tap: tap, RingSize: d.ring, Labels: d.labels, Window: d.window, Audit: mode, Sample: d.sample, Rate: d.rate}
 	var file *audit.File
 	for _, to := range d.to {
 		switch to {
@@ -89,6 +93,9 @@ func (d *decisionLogFlags) open(node string, stdout io.Writer) (*audit.Log, *aud
 			}
 			cfg.Sinks = append(cfg.Sinks, audit.Sink{Name: "file", W: file})
 		}
+	}
+	if len(cfg.Sinks) == 0 {
+		cfg.RingSize = min(cfg.RingSize, tapRing) // nobody counts on it being complete
 	}
 	return audit.NewLog(cfg), file, nil
 }

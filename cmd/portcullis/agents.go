@@ -1,0 +1,347 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"portcullis/policycache/kube"
+	"portcullis/policycache/live"
+)
+
+// agentFlags say whom observe and top ask: the agent of this node by its socket, or all
+// agents by way of the API server.
+type agentFlags struct {
+	socket     string
+	namespace  string
+	cluster    clusterFlags
+	untilEOF   bool
+	socketMade bool // the user named the socket
+}
+
+func (a *agentFlags) register(f *pflag.FlagSet) {
+	f.StringVar(&a.socket, "socket", defaultSocket, "the agent's Unix socket on this node")
+	f.StringVar(&a.cluster.kubeconfig, "kubeconfig", "", "kubeconfig of the API server by which all nodes' agents are asked, instead of a socket (default where there is no socket: as kubectl)")
+	f.StringVar(&a.cluster.context, "context", "", "context of the kubeconfig (default the current one)")
+	f.StringVar(&a.namespace, "agents-namespace", "portcullis", "namespace of the agents' pods")
+	f.BoolVar(&a.untilEOF, "until-eof", false, "end when standard input does")
+	// It is for the command that is run in the agents' pods, so that it isn't left behind.
+	f.Lookup("until-eof").Hidden = true
+}
+
+func (a *agentFlags) check(f *pflag.FlagSet) error {
+	a.socketMade = f.Changed("socket")
+	if a.socketMade && (a.cluster.kubeconfig != "" || a.cluster.context != "") {
+		return errors.New("--socket excludes --kubeconfig and --context: it is this node's agent or all of them")
+	}
+	return nil
+}
+
+// agentSource is an agent that can be asked.
+type agentSource interface {
+	// key tells agents apart, one that took another's place on its node too.
+	key() string
+	// name is the node's, or the socket's path.
+	name() string
+	// decisions hands each line, which is to be kept as it is, to use, and tells whether it
+	// is from before the question; seen is called when all of those have come. It returns
+	// when there are no more, with follow when the agent ends, and on errors.
+	decisions(ctx context.Context, q decisionQuery, use func(line []byte, old bool) error, seen func()) error
+	// samples hands over the agent's figures again and again.
+	samples(ctx context.Context, every time.Duration, use func(*live.Sample)) error
+}
+
+// decisionQuery says which decisions are wanted.
+type decisionQuery struct {
+	follow bool
+	// flags are those of observe that filter, for an agent that can filter by itself.
+	flags []string
+}
+
+// fleet is the agents that are asked. The list changes with time.
+type fleet struct {
+	list func(ctx context.Context) ([]agentSource, error)
+}
+
+// open finds out whom to ask.
+func (a *agentFlags) open() (*fleet, error) {
+	local := dialAgent(a.socket)
+	if a.socketMade || a.cluster.kubeconfig == "" && a.cluster.context == "" && local.there() {
+		return &fleet{func(context.Context) ([]agentSource, error) { return []agentSource{local}, nil }}, nil
+	}
+	client, err := a.cluster.connect()
+	if err != nil {
+		return nil, fmt.Errorf("there is no agent's socket at %s, and %w", a.socket, err)
+	}
+	return &fleet{func(ctx context.Context) ([]agentSource, error) {
+		pods, err := client.Agents(ctx, a.namespace)
+		if err != nil {
+			return nil, err
+		}
+		if len(pods) == 0 {
+			return nil, fmt.Errorf("there is no agent's pod in namespace %s: name theirs by --agents-namespace", a.namespace)
+		}
+		all := make([]agentSource, len(pods))
+		for i, p := range pods {
+			all[i] = podSource{client, p}
+		}
+		return all, nil
+	}}, nil
+}
+
+// agentBinary is where the image has this program.
+const agentBinary = "/usr/local/bin/portcullis"
+
+// podSource is an agent in a pod, reached by exec through the API server: its own
+// program asks it, on the socket that its manifest mounts.
+type podSource struct {
+	client *kube.Client
+	pod    kube.AgentPod
+}
+
+func (p podSource) key() string  { return string(p.pod.UID) }
+func (p podSource) name() string { return "node " + p.pod.Node }
+
+// run gives the lines of a command's output until it ends.
+func (p podSource) run(ctx context.Context, args []string, use func(line []byte) error) error {
+	if !p.pod.Running {
+		return fmt.Errorf("its agent, pod %s/%s, doesn't run", p.pod.Namespace, p.pod.Name)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out, in := io.Pipe()
+	var said tail
+	ended := make(chan error, 1)
+	go func() {
+		err := p.client.Exec(ctx, p.pod, append([]string{agentBinary}, args...), in, &said)
+		in.Close()
+		ended <- err
+	}()
+	lines := bufio.NewReaderSize(out, 64<<10)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			break
+		}
+		if err := use(line[:len(line)-1]); err != nil {
+			out.Close()
+			cancel()
+			<-ended
+			return err
+		}
+	}
+	err := <-ended
+	if text := said.text(); err != nil && text != "" && ctx.Err() == nil {
+		return fmt.Errorf("%w: %s", err, text)
+	}
+	return err
+}
+
+// nowLine is what observe writes with --until-eof when the last decisions have been told.
+const nowLine = `{"kind":"now"}`
+
+func (p podSource) decisions(ctx context.Context, q decisionQuery, use func([]byte, bool) error, seen func()) error {
+	args := append([]string{"observe", "--socket", defaultSocket, "--until-eof", "-o", "json"}, q.flags...)
+	if q.follow {
+		args = append(args, "--follow")
+	}
+	old := true
+	return p.run(ctx, args, func(line []byte) error {
+		if string(line) == nowLine {
+			old = false
+			seen()
+			return nil
+		}
+		return use(line, old)
+	})
+}
+
+func (p podSource) samples(ctx context.Context, every time.Duration, use func(*live.Sample)) error {
+	args := []string{"top", "--socket", defaultSocket, "--until-eof", "-o", "json", "--interval", every.String()}
+	return p.run(ctx, args, func(line []byte) error {
+		s := new(live.Sample)
+		if err := json.Unmarshal(line, s); err != nil {
+			return fmt.Errorf("its answer can't be read: %w", err)
+		}
+		use(s)
+		return nil
+	})
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.b = append(t.b, b...)
+	t.b = t.b[max(0, len(t.b)-1024):]
+	return len(b), nil
+}
+
+func (t *tail) text() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return oneLine(errors.New(string(t.b)))
+}
+
+func (c *agentClient) key() string  { return c.path }
+func (c *agentClient) name() string { return c.path }
+
+func (c *agentClient) decisions(ctx context.Context, q decisionQuery, use func([]byte, bool) error, seen func()) error {
+	query := url.Values{}
+	if q.follow {
+		query.Set("follow", "1")
+	}
+	response, err := c.ask(ctx, http.MethodGet, "/v1/decisions", query, nil)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	history, err := strconv.Atoi(response.Header.Get(historyHeader))
+	if err != nil {
+		return fmt.Errorf("the agent on %s speaks otherwise: another version?", c.path)
+	}
+	in := bufio.NewReaderSize(response.Body, 64<<10)
+	for n := 0; ; n++ {
+		if n == history {
+			seen()
+		}
+		line, err := in.ReadBytes('\n')
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == io.EOF && n >= history && !q.follow:
+			return nil
+		case err != nil:
+			return errAgentEnded
+		}
+		if err := use(line[:len(line)-1], n < history); err != nil {
+			return err
+		}
+	}
+}
+
+var errAgentEnded = errors.New("the agent has ended")
+
+func (c *agentClient) samples(ctx context.Context, every time.Duration, use func(*live.Sample)) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		s := new(live.Sample)
+		if err := c.read(ctx, "/v1/stats", s); err != nil {
+			return err
+		}
+		use(s)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// troubles tells of agents that can't be asked, each trouble once.
+type troubles struct {
+	mu   sync.Mutex
+	w    io.Writer
+	said map[string]string
+}
+
+func newTroubles(w io.Writer) *troubles { return &troubles{w: w, said: map[string]string{}} }
+
+func (t *troubles) tell(name string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if text := oneLine(err); t.said[name] != text {
+		t.said[name] = text
+		fmt.Fprintf(t.w, "%s: %s\n", name, text)
+	}
+}
+
+// over says that an agent answers, if it didn't before.
+func (t *troubles) over(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.said[name] != "" {
+		delete(t.said, name)
+		fmt.Fprintf(t.w, "%s: answers again\n", name)
+	}
+}
+
+// follow has run talk to each agent until ctx ends: to those that come, in the place of
+// others or on new nodes, and again to those that have ended. first is the list as it is
+// known.
+func (f *fleet) follow(ctx context.Context, first []agentSource, run func(context.Context, agentSource) error, troubles *troubles) {
+	var mu sync.Mutex
+	running := map[string]bool{}
+	var all sync.WaitGroup
+	defer all.Wait()
+	start := func(s agentSource) {
+		mu.Lock()
+		defer mu.Unlock()
+		if running[s.key()] {
+			return
+		}
+		running[s.key()] = true
+		all.Go(func() {
+			err := run(ctx, s)
+			if ctx.Err() == nil {
+				if err == nil {
+					err = errAgentEnded
+				}
+				troubles.tell(s.name(), err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			delete(running, s.key())
+		})
+	}
+	tick := time.NewTicker(listEvery)
+	defer tick.Stop()
+	for {
+		for _, s := range first {
+			start(s)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now, err := f.list(ctx)
+		if err != nil && ctx.Err() == nil {
+			troubles.tell("the agents", err)
+		} else if err == nil {
+			troubles.over("the agents")
+			first = now
+		}
+	}
+}
+
+// untilInputEnds gives a context that ends with the standard input, if that is asked for.
+func (a *agentFlags) untilInputEnds(ctx context.Context, stdin io.Reader) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	if a.untilEOF {
+		go func() {
+			io.Copy(io.Discard, stdin) // its end is all that counts
+			cancel()
+		}()
+	}
+	return ctx, cancel
+}
+
+// listEvery is how often the list of agents is read anew while they are followed.
+const listEvery = 2 * time.Second
