@@ -108,7 +108,7 @@ func TestObserve(t *testing.T) {
 	w := gateWorld(t, "observe", lab.Routed)
 	w.start("--decision-log-window", "1h", "--audit", "denied")
 	follow := w.observe("-f", "--verdict", "deny", "--to", "a/db")
-	jsonl := w.observe("-f", "--last", "0", "-o", "json")
+	jsonl := w.observe("-f", "-o", "json")
 	path := w.observe("-f", "-o", "jsonpath={.verdict}/{.dst.pod}/{.dst.port}", "--port", "80", "--from", "web")
 	w.expect("deny tcp4 b/free a/db:80\nallow tcp4 a/web a/db:80")
 	w.until("the denial is shown", func() error {
