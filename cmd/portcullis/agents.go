@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
 
 	"portcullis/policycache/kube"
 	"portcullis/policycache/live"
@@ -79,9 +81,14 @@ func (a *agentFlags) open() (*fleet, error) {
 	if a.socketMade || a.cluster.kubeconfig == "" && a.cluster.context == "" && local.there() {
 		return &fleet{func(context.Context) ([]agentSource, error) { return []agentSource{local}, nil }}, nil
 	}
+	// client-go would tell on standard error of each connection that ends.
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	client, err := a.cluster.connect()
-	if err != nil {
+	if err != nil && a.cluster.kubeconfig == "" && a.cluster.context == "" {
 		return nil, fmt.Errorf("there is no agent's socket at %s, and %w", a.socket, err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	return &fleet{func(ctx context.Context) ([]agentSource, error) {
 		pods, err := client.Agents(ctx, a.namespace)
