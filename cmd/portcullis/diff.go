@@ -118,10 +118,13 @@ func (o *diffOptions) write(w io.Writer, s *diff.State, differences []diff.Diffe
 	for _, f := range s.Repaired {
 		p.line("repaired    %s, at %s", f.Text, when(f.Time))
 	}
-	if len(differences) == 0 {
+	switch n := len(differences); n {
+	case 0:
 		p.line("no difference")
-	} else {
-		p.line("%d differences", len(differences))
+	case 1:
+		p.line("1 difference")
+	default:
+		p.line("%d differences", n)
 	}
 	return p.err
 }

@@ -28,6 +28,9 @@ func listenSocket(path string) (*agentSocket, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
+		return nil, fmt.Errorf("%s is there and isn't a socket", path)
+	}
 	switch conn, err := net.DialTimeout("unix", path, time.Second); {
 	case err == nil:
 		conn.Close()
