@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,8 +11,11 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
+
+	"portcullis/policycache/live"
 )
 
 // agentTimeout bounds how long an answer may take that isn't a stream.
@@ -99,4 +103,60 @@ func (c *agentClient) read(ctx context.Context, page string, into any) error {
 func (c *agentClient) there() bool {
 	info, err := os.Stat(c.path)
 	return err == nil && info.Mode().Type() == os.ModeSocket
+}
+
+func (c *agentClient) key() string  { return c.path }
+func (c *agentClient) name() string { return c.path }
+
+func (c *agentClient) decisions(ctx context.Context, q decisionQuery, use func([]byte, bool) error, seen func()) error {
+	query := url.Values{}
+	if q.follow {
+		query.Set("follow", "1")
+	}
+	response, err := c.ask(ctx, http.MethodGet, "/v1/decisions", query, nil)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	history, err := strconv.Atoi(response.Header.Get(historyHeader))
+	if err != nil {
+		return fmt.Errorf("the agent on %s speaks otherwise: another version?", c.path)
+	}
+	in := bufio.NewReaderSize(response.Body, 64<<10)
+	for n := 0; ; n++ {
+		if n == history {
+			seen()
+		}
+		line, err := in.ReadBytes('\n')
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == io.EOF && n >= history && !q.follow:
+			return nil
+		case err != nil:
+			return errAgentEnded
+		}
+		if err := use(line[:len(line)-1], n < history); err != nil {
+			return err
+		}
+	}
+}
+
+var errAgentEnded = errors.New("the agent has ended")
+
+func (c *agentClient) samples(ctx context.Context, every time.Duration, use func(*live.Sample)) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		s := new(live.Sample)
+		if err := c.read(ctx, "/v1/stats", s); err != nil {
+			return err
+		}
+		use(s)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
 }

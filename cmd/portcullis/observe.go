@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -135,7 +136,7 @@ func (o *observeOptions) remote(since time.Time) []string {
 
 // show writes records.
 type show struct {
-	w        io.Writer
+	w        *bufio.Writer
 	colour   bool
 	template *jsonpath.JSONPath
 	json     bool
@@ -143,7 +144,7 @@ type show struct {
 }
 
 func newShow(w io.Writer, output string) (*show, error) {
-	s := &show{w: w, json: output == "json"}
+	s := &show{w: bufio.NewWriterSize(w, 64<<10), json: output == "json"}
 	switch template, is := strings.CutPrefix(output, "jsonpath="); {
 	case is:
 		s.template = jsonpath.New("output").AllowMissingKeys(true)
@@ -167,6 +168,7 @@ func colours(w io.Writer) bool {
 	return ok && isatty.IsTerminal(f.Fd()) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
+// record writes a record; Flush hands it on.
 func (s *show) record(r *live.Record) error {
 	switch {
 	case s.template != nil:
@@ -188,11 +190,10 @@ func (s *show) record(r *live.Record) error {
 	return err
 }
 
-// caughtUp says that the last decisions have been told.
+// caughtUp says that the last decisions have been told, if that is asked for.
 func (s *show) caughtUp() error {
-	if !s.marks {
-		return nil
+	if s.marks {
+		fmt.Fprintln(s.w, nowLine) // whose error Flush gives
 	}
-	_, err := fmt.Fprintln(s.w, nowLine)
-	return err
+	return s.w.Flush()
 }

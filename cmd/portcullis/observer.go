@@ -221,6 +221,11 @@ func (o *observer) tell(ctx context.Context, since []*live.Record, several bool)
 				return err
 			}
 		}
+		if len(o.events) == 0 {
+			if err := o.show.w.Flush(); err != nil {
+				return err
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return nil
