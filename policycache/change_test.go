@@ -76,7 +76,7 @@ func applied(t *testing.T, o *policycache.Objects, c changeLine) *policycache.Ob
 // given the port.
 func TestChangesAdmit(t *testing.T) {
 	count := map[string]int{}
-	for seed := *seedFlag; seed < *seedFlag+*clustersFlag/16; seed++ {
+	for seed := *seedFlag; seed < *seedFlag+*clustersFlag/8; seed++ {
 		d := newDice(seed)
 		o := d.cluster()
 		snapshot := policycache.NewCompiler("", quiet).Compile(o)
