@@ -98,8 +98,10 @@ func fillSample(s *live.Sample, queues []filter.QueueStats) {
 	for i := range queues {
 		q := &queues[i]
 		s.Queues = append(s.Queues, live.Queue{Number: q.Queue, Waiting: q.Waiting, Dropped: q.KernelDropped + q.UserDropped})
-		for _, v := range []verdict.Verdict{verdict.Allow, verdict.Deny} {
-			s.Decisions[v.String()] += q.Verdicts(v)
+		for _, byVerdict := range q.Decisions {
+			for v, n := range byVerdict {
+				s.Decisions[verdict.Verdict(v).String()] += n
+			}
 		}
 		for i, n := range q.Latency {
 			s.Latency[i].Count += n

@@ -39,6 +39,7 @@ type denialKey struct {
 	src, dst string
 	proto    verdict.Protocol
 	port     uint16
+	verdict  string
 	reason   verdict.Reason
 	policies string
 }
@@ -56,13 +57,13 @@ func newDenials() *denials {
 	return &denials{seen}
 }
 
-// add counts a decision, if it is a denial.
+// add counts a decision, unless it is an allow.
 func (d *denials) add(rec *Record) {
-	if rec.Decision.Verdict != verdict.Deny {
+	if rec.Decision.Verdict == verdict.Allow {
 		return
 	}
 	f, decision := &rec.Flow, &rec.Decision
-	key := denialKey{proto: f.Proto, reason: decision.Reason, policies: deniers(decision)}
+	key := denialKey{proto: f.Proto, verdict: decision.Verdict.String(), reason: decision.Reason, policies: deniers(decision)}
 	key.src, key.dst = endName(decision.Src, f.Src.IsValid(), f.Src.String), endName(decision.Dst, f.Dst.IsValid(), f.Dst.String)
 	if f.Defect == verdict.ReasonNone && f.Proto.HasPorts() {
 		key.port = f.DstPort
@@ -70,7 +71,7 @@ func (d *denials) add(rec *Record) {
 	one, ok := d.seen.Get(key)
 	if !ok {
 		one = &Denied{Src: key.src, Dst: key.dst, Protocol: f.Proto.String(), Port: key.port,
-			Verdict: decision.Verdict.String(), Reason: decision.Reason.String(), Policies: key.policies, First: rec.Time}
+			Verdict: key.verdict, Reason: decision.Reason.String(), Policies: key.policies, First: rec.Time}
 		d.seen.Add(key, one)
 	}
 	one.Count++
@@ -91,7 +92,7 @@ func endName(pod *verdict.Endpoint, known bool, addr func() string) string {
 func deniers(d *verdict.Decision) string {
 	var names []string
 	for _, s := range [2]*verdict.Side{&d.Egress, &d.Ingress} {
-		if s.Judged && s.Verdict == verdict.Deny {
+		if s.Judged && s.Verdict != verdict.Allow {
 			names = append(names, s.Policies...)
 		}
 	}
