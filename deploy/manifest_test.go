@@ -142,7 +142,7 @@ func TestDaemonSet(t *testing.T) {
 	for _, m := range agent.VolumeMounts {
 		mounts[m.MountPath] = m.ReadOnly
 	}
-	if want := map[string]bool{"/run/xtables.lock": false, "/var/lib/cni/results": true, "/var/log/portcullis": false, "/host/proc/sys/net": false}; !reflect.DeepEqual(mounts, want) {
+	if want := map[string]bool{"/run/xtables.lock": false, "/var/lib/cni/results": true, "/var/log/portcullis": false, "/run/portcullis": false, "/host/proc/sys/net": false}; !reflect.DeepEqual(mounts, want) {
 		t.Errorf("mounts (true: read-only) %v, want %v", mounts, want)
 	}
 	terms := pod.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms

@@ -33,7 +33,7 @@ type agent struct {
 // startAgent runs the agent and waits until it is ready.
 func startAgent(ctx context.Context, l *lab.Lab, binary, dir, decisionLog string) (*agent, error) {
 	p, err := l.Run(ctx, lab.Node, binary, "agent", "--manifests", dir, "--node", lab.NodeName,
-		"--http", httpAddr, "--decision-log", decisionLog, "--decision-log-window", "0")
+		"--http", httpAddr, "--decision-log", decisionLog, "--decision-log-window", "0", "--socket", "")
 	if err != nil {
 		return nil, err
 	}

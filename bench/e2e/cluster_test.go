@@ -43,6 +43,7 @@ func TestCluster(t *testing.T) {
 				{"a rolling restart", (*cluster).rollingRestart},
 				{"a capability is missing", (*cluster).missingCapability},
 				{"decisions", (*cluster).decisionsTell},
+				{"observe, top and diff", (*cluster).observed},
 			} {
 				started := time.Now()
 				if !t.Run(chapter.name, func(t *testing.T) { chapter.tell(&cluster{c.in(t), k}) }) {

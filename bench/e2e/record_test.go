@@ -89,7 +89,7 @@ func recordsAll(t *testing.T, w *world) {
 		t.Errorf("%v observed, %v written, %v decided", n, w.metric("portcullis_decision_log_records_total"), w.metric("portcullis_decisions_total"))
 	}
 	proposed := w.suggest("3 policies")
-	if out, code := w.portcullis("replay", "--log", w.log, "--manifests", w.dir, "--policies", proposed); code != 0 || !strings.Contains(out, "0 would be denied, 0 would be allowed, 11 unchanged") {
+	if out, _, code := w.portcullis("replay", "--log", w.log, "--manifests", w.dir, "--policies", proposed); code != 0 || !strings.Contains(out, "0 would be denied, 0 would be allowed, 11 unchanged") {
 		t.Errorf("replay ends with %d: %s", code, out)
 	}
 	text, err := os.ReadFile(filepath.Join(proposed, "suggested.yaml"))
@@ -99,17 +99,6 @@ func recordsAll(t *testing.T, w *world) {
 		deny tcp a/web  b/free:80
 		deny tcp b/free a/web:80
 		deny tcp outside a/db:80`)
-}
-
-// portcullis runs the program on the side and gives its output and exit code.
-func (w *world) portcullis(args ...string) (string, int) {
-	w.Helper()
-	cmd := exec.Command(binary, args...)
-	out, err := cmd.CombinedOutput()
-	if cmd.ProcessState == nil {
-		w.Fatal(err)
-	}
-	return string(out), cmd.ProcessState.ExitCode()
 }
 
 // suggest has policies written into a directory of their own.

@@ -26,7 +26,7 @@ func TestStartingErrors(t *testing.T) {
 	t.Parallel()
 	w := gateWorld(t, "errors", lab.Routed)
 	w.must(w.lab.Manifests(w.dir))
-	good := []string{binary, "agent", "--manifests", w.dir, "--node", lab.NodeName}
+	good := []string{binary, "agent", "--manifests", w.dir, "--node", lab.NodeName, "--socket", ""}
 	for _, c := range []struct {
 		argv []string
 		want string

@@ -29,6 +29,7 @@ type world struct {
 	lab     *lab.Lab
 	dir     string
 	log     string // the decision log's file
+	socket  string // the agent's
 	agent   *lab.Process
 	explain []string        // the command that answers for this world
 	valid   map[string]bool // lines of the decision log that the schema admits
@@ -42,7 +43,7 @@ func newWorld(t *testing.T, name string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{T: t, lab: l, dir: t.TempDir(), log: filepath.Join(t.TempDir(), "decisions.log")}
+	w := &world{T: t, lab: l, dir: t.TempDir(), log: filepath.Join(t.TempDir(), "decisions.log"), socket: filepath.Join(t.TempDir(), "agent.sock")}
 	w.explain = []string{binary, "explain", "--manifests", w.dir}
 	t.Cleanup(func() {
 		w.validateAll()
@@ -131,7 +132,7 @@ func (w *world) launch(args ...string) {
 	w.Helper()
 	w.must(w.lab.Manifests(w.dir))
 	argv := []string{
-		binary, "agent", "--manifests", w.dir, "--node", lab.NodeName, "--http", httpAddr, "--decision-log", w.log, "--decision-log-window", "0", "-v",
+		binary, "agent", "--manifests", w.dir, "--node", lab.NodeName, "--http", httpAddr, "--decision-log", w.log, "--decision-log-window", "0", "-v", "--socket", w.socket,
 	}
 	p, err := w.lab.Run(context.Background(), lab.Node, append(argv, args...)...)
 	w.must(err)

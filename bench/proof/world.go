@@ -125,7 +125,7 @@ func (w *world) install(ctx context.Context, agent string) error {
 
 // startAgent runs the agent until the world is closed, and waits until it is ready.
 func (w *world) startAgent(ctx context.Context, agent string) (err error) {
-	argv := append(append(w.prefix(w.env), agent, "agent", "--node", lab.NodeName), w.source...)
+	argv := append(append(w.prefix(w.env), agent, "agent", "--node", lab.NodeName, "--socket", ""), w.source...)
 	if w.log {
 		argv = append(argv, "--decision-log", w.logFile)
 	}

@@ -43,6 +43,7 @@ type agentOptions struct {
 	http        string
 	podUID      string
 	standby     bool
+	socket      string
 	logs        logFlags
 }
 
@@ -108,6 +109,7 @@ func (o *agentOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.http, "http", defaultHTTP, "address of /healthz, /readyz and /metrics; empty for none")
 	f.StringVar(&o.podUID, "pod-uid", os.Getenv("POD_UID"), "the pod that this is, for portcullis probe (default $POD_UID)")
 	f.BoolVar(&o.standby, "standby", false, "having handed over to a newer agent, wait for it to end instead of ending: a DaemonSet's containers must not end")
+	f.StringVar(&o.socket, "socket", defaultSocket, "Unix socket for observe, top, diff, explain --agent and pprof, for its owner only; empty for none")
 	o.logs.register(f)
 }
 

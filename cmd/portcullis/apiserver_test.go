@@ -51,7 +51,7 @@ func TestAgentOnAPIServer(t *testing.T) {
 	var stderr lockedBuffer
 	ended := make(chan int, 1)
 	go func() {
-		ended <- run(ctx, []string{"agent", "--kubeconfig", kubeconfig, "--node", "n1"}, strings.NewReader(""), io.Discard, &stderr)
+		ended <- run(ctx, []string{"agent", "--kubeconfig", kubeconfig, "--node", "n1", "--socket", filepath.Join(t.TempDir(), "agent.sock")}, strings.NewReader(""), io.Discard, &stderr)
 	}()
 	defer func() {
 		if t.Failed() {

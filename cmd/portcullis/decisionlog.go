@@ -82,11 +82,15 @@ func (d *decisionLogFlags) check() error {
 	return nil
 }
 
-// open starts the decision log, nil if none is wanted and nobody is to be told of
-// denials, and gives its file if it has one.
-func (d *decisionLogFlags) open(node string, stdout io.Writer, denied func(*audit.Record)) (*audit.Log, *audit.File, error) {
+// tapRing is how many decisions a queue holds where there is only the tap to hand them
+// to, every few milliseconds.
+const tapRing = 1024
+
+// open starts the decision log, nil if none is wanted, nobody can tap it and nobody is
+// to be told of denials, and gives its file if it has one.
+func (d *decisionLogFlags) open(node string, stdout io.Writer, tap *audit.Tap, denied func(*audit.Record)) (*audit.Log, *audit.File, error) {
 	mode, _ := verdict.ParseAudit(d.audit) // check has read it
-	cfg := audit.Config{Node: node, RingSize: d.ring, Labels: d.labels, Window: d.window, Audit: mode, Sample: d.sample, Rate: d.rate, Denied: denied}
+	cfg := audit.Config{Node: node, Tap: tap, RingSize: d.ring, Labels: d.labels, Window: d.window, Audit: mode, Sample: d.sample, Rate: d.rate, Denied: denied}
 	var file *audit.File
 	for _, to := range d.to {
 		switch to {
@@ -101,6 +105,9 @@ func (d *decisionLogFlags) open(node string, stdout io.Writer, denied func(*audi
 			}
 			cfg.Sinks = append(cfg.Sinks, audit.Sink{Name: "file", W: file})
 		}
+	}
+	if len(cfg.Sinks) == 0 {
+		cfg.RingSize = min(cfg.RingSize, tapRing) // nobody counts on it being complete
 	}
 	return audit.NewLog(cfg), file, nil
 }

@@ -20,6 +20,7 @@ import (
 // explainOptions are the flags of explain.
 type explainOptions struct {
 	cluster     clusterFlags
+	agent       string
 	namespace   string
 	output      string
 	connections string
@@ -29,7 +30,12 @@ type explainOptions struct {
 const explainLong = `Explain says whether a connection may be made, and which policies decide it.
 It answers from the same compiled policy that the agent uses, judges both ends
 wherever they run, and never touches the kernel. The cluster is the one that
-kubectl would talk to, or the one in the directory of --manifests.
+kubectl would talk to, or the one in the directory of --manifests. With --agent this
+node's agent answers by the policy that it has in force: of pods of other nodes it
+doesn't know whether they are isolated, and says so.
+
+Where a connection is denied for want of a rule, the smallest change is named that would
+admit it, as far as one does.
 
 An end is NS/POD, POD (in the namespace of -n) or an IP. An IP that a pod owns
 is that pod; any other is outside the cluster. Two pods are connected over the
@@ -60,6 +66,9 @@ func newExplainCmd() *cobra.Command {
 			if err := o.check(cmd); err != nil {
 				return err
 			}
+			if o.agent != "" {
+				return o.askAgent(cmd)
+			}
 			c, err := loadCluster(cmd.Context(), cmd.ErrOrStderr(), &o.cluster, o.namespace)
 			if err != nil {
 				return err
@@ -72,6 +81,7 @@ func newExplainCmd() *cobra.Command {
 	}
 	f := cmd.Flags()
 	o.cluster.register(f)
+	registerAgent(f, &o.agent)
 	f.StringVar(&o.query.From, "from", "", "source: NS/POD, POD or an IP")
 	f.StringVar(&o.query.To, "to", "", "destination: NS/POD, POD or an IP")
 	f.StringVar(&o.query.Port, "port", "", "destination port: a number, or a name that the destination pod gives one")
@@ -85,6 +95,9 @@ func newExplainCmd() *cobra.Command {
 // check refuses flags that are missing or contradict each other.
 func (o *explainOptions) check(cmd *cobra.Command) error {
 	if err := checkCommon(&o.cluster, o.output); err != nil {
+		return err
+	}
+	if err := checkAgent(o.agent, &o.cluster); err != nil {
 		return err
 	}
 	if !cmd.Flags().Changed("connections") {
@@ -144,14 +157,19 @@ func loadCluster(ctx context.Context, warnings io.Writer, from *clusterFlags, na
 }
 
 func (o *explainOptions) single(out io.Writer, c *explain.Cluster) error {
-	if o.output == "json" {
-		a, err := c.Ask(o.query)
+	return writeAnswer(out, c, o.query, o.output)
+}
+
+// writeAnswer answers one question, in JSON or for people.
+func writeAnswer(out io.Writer, c *explain.Cluster, q explain.Query, output string) error {
+	if output == "json" {
+		a, err := c.Ask(q)
 		if err != nil {
 			return suggest(c, err)
 		}
-		return unlessClosed(explain.WriteJSON(out, &a))
+		return unlessClosed(c.WriteJSON(out, &a))
 	}
-	answers, err := c.AskAll(o.query)
+	answers, err := c.AskAll(q)
 	if err != nil {
 		return suggest(c, err)
 	}
@@ -181,14 +199,7 @@ func (o *explainOptions) batch(cmd *cobra.Command, c *explain.Cluster) error {
 		defer f.Close()
 		in = f
 	}
-	bad, err := c.Batch(in, cmd.OutOrStdout())
-	if err != nil {
-		return unlessClosed(err)
-	}
-	if bad > 0 {
-		return exitError{code: 2, err: fmt.Errorf("lines that can't be answered: %d, see the errors in the output", bad)}
-	}
-	return nil
+	return batchOutcome(c.Batch(in, cmd.OutOrStdout()))
 }
 
 // unlessClosed passes over the error of writing to a pipe whose reader has had

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net/url"
 
 	"github.com/spf13/cobra"
 
@@ -12,7 +13,7 @@ import (
 // newMatrixCmd makes the command that prints which pods may connect to which.
 func newMatrixCmd() *cobra.Command {
 	var cluster clusterFlags
-	var port, protocol, namespace, output string
+	var port, protocol, namespace, output, agent string
 	cmd := &cobra.Command{
 		Use:   "matrix [--manifests DIR] --port N|NAME [--protocol P] [-n NAMESPACE]",
 		Short: "Print the truth table of all pods against all pods",
@@ -28,6 +29,13 @@ are left out.`,
 			if err := checkCommon(&cluster, output); err != nil {
 				return err
 			}
+			if err := checkAgent(agent, &cluster); err != nil {
+				return err
+			}
+			if agent != "" {
+				return pageFrom(cmd, dialAgent(agent), "/v1/matrix",
+					url.Values{"port": {port}, "protocol": {protocol}, "only": {namespace}, "output": {output}})
+			}
 			c, err := loadCluster(cmd.Context(), cmd.ErrOrStderr(), &cluster, "")
 			if err != nil {
 				return err
@@ -42,6 +50,7 @@ are left out.`,
 	}
 	f := cmd.Flags()
 	cluster.register(f)
+	registerAgent(f, &agent)
 	f.StringVar(&port, "port", "", "destination port: a number, or a name that the destination pods give one")
 	f.StringVar(&protocol, "protocol", "TCP", "TCP, UDP, SCTP or ICMP")
 	f.StringVarP(&namespace, "namespace", "n", "", "show the pods of this namespace only")

@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	observed       = counter("observed_connections_total", "With --record all: connections that weren't queued, since no policy isolates their ends here, and were put into the decision log.")
+	connsObserved  = counter("observed_connections_total", "With --record all: connections that weren't queued, since no policy isolates their ends here, and were put into the decision log.")
 	observedUnseen = counter("observed_unseen_total", "With --record all: new connections that the kernel couldn't tell of, those that were queued included.")
 	observedErrors = counter("observed_errors_total", "With --record all: what the kernel told and that made no sense.")
 	passedUnjudged = counter("observed_unjudged_total", "With --record all: connections of isolated pods that passed without being queued: nobody listened and the gate fails open, or the policy came later than the packet.")
@@ -55,7 +55,7 @@ func collectRecord(ch chan<- prometheus.Metric, r *filter.Recorder) {
 		return
 	}
 	s := r.Stats()
-	observed.emit(ch, float64(s.Recorded))
+	connsObserved.emit(ch, float64(s.Recorded))
 	observedUnseen.emit(ch, float64(s.Unseen))
 	observedErrors.emit(ch, float64(s.Unreadable))
 	passedUnjudged.emit(ch, float64(s.Unjudged))

@@ -37,7 +37,8 @@ type Sink struct {
 // Config says what is logged, and where.
 type Config struct {
 	Node  string // this node's name
-	Sinks []Sink // none is a log that is off
+	Sinks []Sink // without any, and without a tap, the log is off
+	Tap   *Tap   // where decisions can be watched; nil for nowhere
 	// RingSize is how many records each worker's ring holds, 4096 if zero.
 	RingSize int
 	// Labels adds the pods' labels to each record.
@@ -68,7 +69,9 @@ type Log struct {
 
 	// What follows belongs to the log's goroutine.
 	now     time.Time
-	record  []byte // the line at hand
+	record  []byte // the line at hand, but for its tally
+	made    bool   // that it is that of the decision at hand
+	tapped  []byte // the line as the tap has it
 	batch   batch
 	repeats *repeats
 	limiter *rate.Limiter // nil without a rate
@@ -100,9 +103,9 @@ type SinkStats struct {
 	Failures uint64 // how often the sink refused
 }
 
-// NewLog starts a log; one without sinks, and that tells nobody, is off.
+// NewLog starts a log; one without sinks and without a tap, and that tells nobody, is off.
 func NewLog(cfg Config) *Log {
-	if len(cfg.Sinks) == 0 && cfg.Denied == nil {
+	if len(cfg.Sinks) == 0 && cfg.Tap == nil && cfg.Denied == nil {
 		return nil
 	}
 	if cfg.RingSize <= 0 {
@@ -237,6 +240,9 @@ func (l *Log) drain() {
 			}
 		}
 	}
+	if l.cfg.Tap != nil {
+		l.cfg.Tap.missed(l.missing().lost)
+	}
 	l.repeats.expire(l.now)
 	l.flush()
 	l.held.Store(l.repeats.held)
@@ -246,7 +252,14 @@ func (l *Log) drain() {
 // written.
 func (l *Log) decided(rec *Record) {
 	rec.refresh()
+	if l.cfg.Tap != nil {
+		l.tapped = appendTally(append(l.tapped[:0], l.render(rec)...), tally{count: 1})
+		l.cfg.Tap.put(rec, l.tapped)
+		l.made = true // and isn't made again below
+		defer func() { l.made = false }()
+	}
 	switch {
+	case len(l.sinks) == 0 && l.cfg.Denied == nil:
 	case !l.selected(&rec.Decision):
 		l.unselected.Add(1)
 	case rec.Revoked: // once, so there is no repeat to wait for
@@ -301,6 +314,9 @@ func (l *Log) sample() bool {
 
 // render makes a record's line but for its tally, good until the next call.
 func (l *Log) render(rec *Record) []byte {
+	if l.made {
+		return l.record
+	}
 	l.record = appendRecord(l.record[:0], l.cfg.Node, l.cfg.Labels, rec)
 	return l.record
 }

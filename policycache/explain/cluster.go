@@ -19,10 +19,18 @@ type Cluster struct {
 	objects   *policycache.Objects
 	snap      *verdict.Snapshot
 	namespace string
+	ofNode    bool // that the snapshot judges one node's pods only
+}
+
+// OfNode says that the snapshot judges the pods of one node only, so that answers tell
+// what isn't known.
+func (c *Cluster) OfNode() *Cluster {
+	c.ofNode = true
+	return c
 }
 
 // New gives the cluster of objects o, judged by s. The snapshot must have been
-// compiled from o for no particular node, so that it judges every pod.
+// compiled from o, for no particular node, so that it judges every pod; or see OfNode.
 // Namespace is where pods are looked for that are named without one; empty
 // means "default".
 func New(o *policycache.Objects, s *verdict.Snapshot, namespace string) *Cluster {

@@ -18,11 +18,15 @@ type answerLine struct {
 	Egress   sideLine        `json:"egress"`
 	Ingress  sideLine        `json:"ingress"`
 	Reason   string          `json:"reason"`
+	Changes  []changeLine    `json:"changes,omitempty"`
 }
 
 // sideLine is one direction of an answer. Policies is never null.
 type sideLine struct {
-	Verdict   string    `json:"verdict"`
+	Verdict string `json:"verdict"`
+	// NotJudged is set where the end is a pod of another node than the one that was
+	// asked: whether it is isolated isn't known there.
+	NotJudged bool      `json:"notJudged,omitempty"`
 	Isolated  bool      `json:"isolated"`
 	Policies  []string  `json:"policies"`
 	AllowedBy *ruleLine `json:"allowedBy"`
@@ -33,8 +37,8 @@ type ruleLine struct {
 	Rule   int    `json:"rule"`
 }
 
-func newSideLine(s *verdict.Side) sideLine {
-	l := sideLine{Verdict: s.Verdict.String(), Isolated: s.Isolated, Policies: s.Policies}
+func newSideLine(s *verdict.Side, pod *verdict.Endpoint) sideLine {
+	l := sideLine{Verdict: s.Verdict.String(), NotJudged: pod != nil && !s.Judged, Isolated: s.Isolated, Policies: s.Policies}
 	if l.Policies == nil {
 		l.Policies = []string{}
 	}
@@ -53,8 +57,8 @@ func newAnswerLine(a *Answer, port json.RawMessage) answerLine {
 		Protocol: a.Query.Protocol,
 		Port:     port,
 		Verdict:  a.Decision.Verdict.String(),
-		Egress:   newSideLine(&a.Decision.Egress),
-		Ingress:  newSideLine(&a.Decision.Ingress),
+		Egress:   newSideLine(&a.Decision.Egress, a.Decision.Src),
+		Ingress:  newSideLine(&a.Decision.Ingress, a.Decision.Dst),
 		Reason:   a.Decision.Reason.String(),
 	}
 	if l.Protocol == "" {
@@ -64,8 +68,8 @@ func newAnswerLine(a *Answer, port json.RawMessage) answerLine {
 }
 
 // WriteJSON writes one answer as the object that a batch gives for the same
-// question, but indented.
-func WriteJSON(w io.Writer, a *Answer) error {
+// question, but indented, and with the changes that would admit what is denied.
+func (c *Cluster) WriteJSON(w io.Writer, a *Answer) error {
 	var port json.RawMessage
 	if n, err := strconv.ParseUint(a.Query.Port, 10, 16); err == nil {
 		port = strconv.AppendUint(nil, n, 10)
@@ -75,5 +79,7 @@ func WriteJSON(w io.Writer, a *Answer) error {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
-	return enc.Encode(newAnswerLine(a, port))
+	l := newAnswerLine(a, port)
+	l.Changes = newChangeLines(c.Changes(a))
+	return enc.Encode(l)
 }

@@ -3,6 +3,7 @@ package explain
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -82,7 +83,11 @@ func (m *Matrix) cell(from, to *matrixPod) cell {
 		return cell{err: err}
 	}
 	f := m.service.flow(families[0], to.port)
-	return cell{decision: m.cluster.snap.Decide(&f)}
+	d := m.cluster.snap.Decide(&f)
+	if d.Src != nil && d.Dst != nil && !d.Egress.Judged && !d.Ingress.Judged && m.cluster.ofNode {
+		return cell{err: errors.New("neither pod is this node's to judge")}
+	}
+	return cell{decision: d}
 }
 
 // WriteText writes the table for people: a row for each source and a numbered
@@ -94,7 +99,11 @@ func (m *Matrix) WriteText(w io.Writer) error {
 		return b.Flush()
 	}
 	fmt.Fprintf(b, "%s: rows connect to columns\n", m.service)
-	fmt.Fprintln(b, ".  allowed    X  denied    -  itself    ?  no such port, or no IP family in common")
+	fmt.Fprint(b, ".  allowed    X  denied    -  itself    ?  no such port, or no IP family in common")
+	if m.cluster.ofNode {
+		fmt.Fprint(b, ", or neither is this node's to judge")
+	}
+	fmt.Fprintln(b)
 	if m.auditOnly() {
 		fmt.Fprintln(b, "~  would be denied, but an end in audit-only mode lets it pass")
 	}

@@ -60,6 +60,10 @@ func (c *Cluster) writeBlock(b *bytes.Buffer, a *Answer) {
 		fmt.Fprintf(b, ": %s", text)
 	}
 	b.WriteByte('\n')
+	changes := c.Changes(a)
+	for i := range changes {
+		writeChange(b, &changes[i])
+	}
 }
 
 func (a *Answer) fromText() string {
@@ -98,6 +102,8 @@ func (c *Cluster) sideText(s *verdict.Side, e End, addr netip.Addr, direction st
 		return fmt.Sprintf("%s is outside the cluster: not policed", addr)
 	case e.Pod.HostNetwork:
 		return fmt.Sprintf("%s is a hostNetwork pod: %s is its node's address and not policed", e, addr)
+	case !s.Judged:
+		return fmt.Sprintf("%s runs on node %s, whose agent judges its %s: unknown here", e, e.Pod.Node, direction)
 	case !s.Isolated:
 		return fmt.Sprintf("%s is not isolated for %s", e, direction)
 	}
@@ -117,4 +123,15 @@ func (c *Cluster) sideText(s *verdict.Side, e End, addr netip.Addr, direction st
 		text += ", but it is in audit-only mode"
 	}
 	return text
+}
+
+// ReasonText says in a sentence what a reason's word means, "" if the word says
+// all that there is.
+func ReasonText(word string) string {
+	for reason, text := range reasonTexts {
+		if reason.String() == word {
+			return text
+		}
+	}
+	return ""
 }

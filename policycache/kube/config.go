@@ -28,6 +28,7 @@ type Client struct {
 	// Namespace is the one that the context names, "default" if none.
 	Namespace string
 	heard     *heard
+	config    *rest.Config // as it was found, for Exec
 }
 
 // Connect makes a client. It reads the configuration and doesn't talk to the
@@ -53,6 +54,7 @@ func Connect(c Config) (*Client, error) {
 func connect(config *rest.Config, namespace, userAgent string) (*Client, error) {
 	heard := newHeard()
 	config = rest.CopyConfig(config)
+	plain := rest.CopyConfig(config)
 	config.UserAgent = userAgent
 	// Protobuf takes a fraction of JSON's time and garbage to decode.
 	config.ContentType = "application/vnd.kubernetes.protobuf"
@@ -63,7 +65,7 @@ func connect(config *rest.Config, namespace, userAgent string) (*Client, error) 
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig: %w", err)
 	}
-	return &Client{Interface: clientset, Host: config.Host, Namespace: namespace, heard: heard}, nil
+	return &Client{Interface: clientset, Host: config.Host, Namespace: namespace, heard: heard, config: plain}, nil
 }
 
 // fetchTimeout bounds a one-time read of the whole state, so that a server that

@@ -80,7 +80,7 @@ func transform(object any) (any, error) {
 		return keep(nodes, &o.ObjectMeta, policycache.NodeFrom(o)), nil
 	case *networkingv1.NetworkPolicy:
 		p := &networkingv1.NetworkPolicy{Spec: o.Spec}
-		p.Namespace, p.Name, p.UID, p.ResourceVersion = o.Namespace, o.Name, o.UID, o.ResourceVersion
+		p.Namespace, p.Name, p.UID, p.ResourceVersion, p.CreationTimestamp = o.Namespace, o.Name, o.UID, o.ResourceVersion, o.CreationTimestamp
 		return keep(policies, &o.ObjectMeta, p), nil
 	case cache.DeletedFinalStateUnknown:
 		return o, nil

@@ -15,16 +15,8 @@ import (
 	"portcullis/verdict"
 )
 
-// ownLabels are labels that controllers give to tell one pod or one revision
-// from the next. They say nothing of what a pod is.
-var ownLabels = []string{
-	"pod-template-hash", "controller-revision-hash",
-	"statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
-	"controller-uid", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-completion-index",
-}
-
 // group is the pods of one namespace that NetworkPolicy can't be meant to tell
-// apart: those with the same labels but for ownLabels.
+// apart: those with the same labels but for policycache.OwnLabels.
 type group struct {
 	namespace string
 	labels    map[string]string
@@ -62,7 +54,7 @@ func newWorkloads(o *policycache.Objects) workloads {
 			continue
 		}
 		labels := maps.Clone(p.Labels)
-		maps.DeleteFunc(labels, func(k, _ string) bool { return slices.Contains(ownLabels, k) })
+		maps.DeleteFunc(labels, func(k, _ string) bool { return slices.Contains(policycache.OwnLabels, k) })
 		text := fmt.Sprintf("%s %q", p.Namespace, labels) // fmt sorts keys
 		g := byLabels[text]
 		if g == nil {

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"portcullis/policycache/live"
+)
+
+const (
+	// mergeHold is for how long a record waits for earlier ones of other nodes.
+	mergeHold = 300 * time.Millisecond
+	// gatherFor is for how long the last decisions of all agents are waited for before those
+	// that come are shown.
+	gatherFor = 5 * time.Second
+	showEvery = 50 * time.Millisecond
+)
+
+// observer makes one stream of those of several agents. One goroutine per agent reads and
+// filters; one puts together and writes.
+type observer struct {
+	*observeOptions
+	fleet    *fleet
+	show     *show
+	troubles *troubles
+	started  time.Time
+	events   chan observed
+	latest   latest
+}
+
+// observed is what an agent's reader has to say: a record, that all from before the
+// question have been told, or that the agent gave no answer.
+type observed struct {
+	agent            agentSource
+	record           *live.Record
+	old              bool // the record is from before the question
+	caughtUp, failed bool
+}
+
+// latest remembers of which time the last record of each node was shown.
+type latest struct {
+	mu sync.Mutex
+	at map[string]time.Time
+}
+
+func (l *latest) note(name string, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if at.After(l.at[name]) {
+		l.at[name] = at
+	}
+}
+
+func (l *latest) of(name string) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.at[name]
+}
+
+func newObserver(o *observeOptions, f *fleet, s *show, t *troubles) *observer {
+	return &observer{observeOptions: o, fleet: f, show: s, troubles: t, started: time.Now(),
+		events: make(chan observed, 64), latest: latest{at: map[string]time.Time{}}}
+}
+
+func (o *observer) run(ctx context.Context) error {
+	agents, err := o.fleet.list(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var readers sync.WaitGroup
+	defer func() { cancel(); readers.Wait() }()
+	first := map[string]bool{}
+	for _, a := range agents {
+		first[a.key()] = true
+	}
+	talk := o.talk(first)
+	readers.Go(func() {
+		if o.follow {
+			o.fleet.follow(ctx, agents, talk, o.troubles)
+			return
+		}
+		var all sync.WaitGroup
+		for _, a := range agents {
+			all.Go(func() {
+				if err := talk(ctx, a); err != nil && ctx.Err() == nil {
+					o.troubles.tell(a.name(), err)
+				}
+			})
+		}
+		all.Wait()
+	})
+	history, since, failed := o.gather(ctx, len(agents))
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case failed == len(agents):
+		cancel()
+		readers.Wait() // each says why it has no answer
+		return exitError{code: 1}
+	}
+	if err := o.tellHistory(history); err != nil {
+		return err
+	}
+	if o.follow {
+		return o.tell(ctx, since, len(agents) > 1)
+	}
+	if failed > 0 {
+		return exitError{code: 2, err: fmt.Errorf("of %d agents %d gave no answer", len(agents), failed)}
+	}
+	return nil
+}
+
+// talk gives the function that reads an agent's decisions. Those of first are asked for
+// the last ones at their first time; later, and of others, what hasn't been shown.
+func (o *observer) talk(first map[string]bool) func(context.Context, agentSource) error {
+	var mu sync.Mutex
+	return func(ctx context.Context, a agentSource) error {
+		mu.Lock()
+		isFirst := first[a.key()]
+		delete(first, a.key())
+		mu.Unlock()
+		var since time.Time
+		if !isFirst {
+			if since = o.latest.of(a.name()); since.IsZero() {
+				since = o.started
+			}
+		}
+		say := func(e observed) error {
+			select {
+			case o.events <- e:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		caughtUp := false
+		err := a.decisions(ctx, decisionQuery{o.follow, o.remote(since)}, func(line []byte, old bool) error {
+			r, err := live.Parse(line)
+			if err != nil {
+				return err
+			}
+			if !o.filter.Match(r) || old && !since.IsZero() && !r.Time.After(since) {
+				return nil
+			}
+			return say(observed{agent: a, record: r, old: old && isFirst})
+		}, func() {
+			caughtUp = true
+			o.troubles.over(a.name())
+			say(observed{agent: a, caughtUp: isFirst}) // an error is that ctx has ended
+		})
+		if !caughtUp && isFirst {
+			say(observed{agent: a, failed: true})
+		}
+		return err
+	}
+}
+
+// gather takes in the last decisions of all agents, and what comes while it waits for
+// them; when they are followed, not for long.
+func (o *observer) gather(ctx context.Context, agents int) (history, since []*live.Record, failed int) {
+	patience := agentTimeout
+	if o.follow {
+		patience = gatherFor
+	}
+	enough := time.After(patience)
+	for waiting := agents; waiting > 0; {
+		select {
+		case <-ctx.Done():
+			return nil, nil, 0
+		case <-enough:
+			return history, since, failed
+		case e := <-o.events:
+			switch {
+			case e.caughtUp:
+				waiting--
+			case e.failed:
+				waiting--
+				failed++
+			case e.record == nil:
+			case e.old:
+				o.latest.note(e.agent.name(), e.record.Time)
+				history = append(history, e.record)
+			default:
+				o.latest.note(e.agent.name(), e.record.Time)
+				since = append(since, e.record)
+			}
+		}
+	}
+	return history, since, failed
+}
+
+func (o *observer) tellHistory(history []*live.Record) error {
+	slices.SortStableFunc(history, func(a, b *live.Record) int { return a.Time.Compare(b.Time) })
+	for _, r := range history[max(0, len(history)-o.last):] {
+		if err := o.show.record(r); err != nil {
+			return err
+		}
+	}
+	return o.show.caughtUp()
+}
+
+// tell shows what comes until ctx ends, in the order of time as far as it can be had
+// without much waiting.
+func (o *observer) tell(ctx context.Context, since []*live.Record, several bool) error {
+	var merge live.Merge
+	if several {
+		merge.Hold = mergeHold
+	}
+	for _, r := range since {
+		merge.Add(r, time.Now())
+	}
+	tick := time.NewTicker(showEvery)
+	defer tick.Stop()
+	for {
+		for _, r := range merge.Ready(time.Now()) {
+			if err := o.show.record(r); err != nil {
+				return err
+			}
+		}
+		if len(o.events) == 0 {
+			if err := o.show.w.Flush(); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case e := <-o.events:
+			if e.record != nil {
+				o.latest.note(e.agent.name(), e.record.Time)
+				merge.Add(e.record, time.Now())
+			}
+		}
+	}
+}
