@@ -19,6 +19,10 @@ import (
 	"portcullis/verdict"
 )
 
+// recorderBuffer holds the events of some tens of thousands of connections, which
+// nobody waits for: it may take a while until they are read.
+const recorderBuffer = 32 << 20
+
 // RecorderConfig says how connections that aren't queued are recorded.
 type RecorderConfig struct {
 	// AcceptMark is as in QueueConfig: the bits of the connection mark that tell
@@ -26,7 +30,7 @@ type RecorderConfig struct {
 	AcceptMark uint32
 	// SysctlDir is where the node's sysctls can be written; see SysctlDir.
 	SysctlDir string
-	// ReadBuffer is the socket's receive buffer in bytes, DefaultReadBuffer if zero.
+	// ReadBuffer is the socket's receive buffer in bytes, recorderBuffer if zero.
 	ReadBuffer int
 }
 
@@ -61,7 +65,7 @@ type RecorderStats struct {
 // error is one line that says what to do.
 func OpenRecorder(cfg RecorderConfig, engine *verdict.Engine, log *audit.Log, lg *slog.Logger) (*Recorder, error) {
 	if cfg.ReadBuffer == 0 {
-		cfg.ReadBuffer = DefaultReadBuffer
+		cfg.ReadBuffer = recorderBuffer
 	}
 	if err := CheckEvents(cfg.SysctlDir); err != nil {
 		return nil, err

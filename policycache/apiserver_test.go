@@ -69,6 +69,7 @@ func TestAPIServer(t *testing.T) {
 		{"the server isn't there at boot", noServerAtBoot},
 		{"a right is missing", missingRight},
 		{"objects come, change and go", objectsComeAndGo},
+		{"modes come and go", modesComeAndGo},
 		{"the server's defaults", serverDefaults},
 		{"what policy doesn't see", heartbeats},
 		{"changes missed while the server was away", missedChanges},
@@ -269,6 +270,39 @@ func objectsComeAndGo(t *testing.T, f *follower) {
 	f.must(f.admin.NetworkingV1().NetworkPolicies("shop").Delete(ctx, "db", metav1.DeleteOptions{}))
 	f.agrees(t)
 	f.expect(t, "allow", "10.0.0.3", "10.0.0.2", 5432)
+}
+
+// modesComeAndGo: annotations of namespaces and nodes; the verdicts follow.
+func modesComeAndGo(t *testing.T, f *follower) {
+	ctx := context.Background()
+	annotate := func(namespace, mode string) {
+		patch := fmt.Appendf(nil, `{"metadata":{"annotations":{"portcullis.dev/mode":%s}}}`, mode)
+		var err error
+		if namespace != "" {
+			_, err = f.admin.CoreV1().Namespaces().Patch(ctx, namespace, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+		} else {
+			_, err = f.admin.CoreV1().Nodes().Patch(ctx, "n1", types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+		}
+		f.must(err)
+	}
+	follows := func(want string) {
+		t.Helper()
+		soon(t, "the verdict is "+want, func() bool { return f.verdict(t, "10.0.0.1", "10.0.0.2", 5432) == want })
+	}
+	f.policy("shop", "closed", `{podSelector: {}, policyTypes: [Ingress]}`)
+	follows("deny")
+	annotate("shop", `"audit-only"`)
+	follows("would-deny")
+	annotate("shop", `null`)
+	follows("deny")
+	annotate("", `"audit-only"`)
+	follows("would-deny")
+	annotate("shop", `"enforce"`)
+	follows("deny")
+	annotate("", `null`)
+	annotate("shop", `null`)
+	f.must(f.admin.NetworkingV1().NetworkPolicies("shop").Delete(ctx, "closed", metav1.DeleteOptions{}))
+	follows("allow")
 }
 
 // serverDefaults: a policy that leaves out what the server fills in.

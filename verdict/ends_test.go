@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"unsafe"
 )
 
 // TestSnapshotsAgainstMaps lets addresses come, go and change hands over a
@@ -112,5 +113,12 @@ func TestStampsChangeWithMeaning(t *testing.T) {
 	}
 	if next = next.Next(Change{Generation: 4, Owners: map[netip.Addr]*Endpoint{web: nil}}); next.stamps[k.stampSlot()] != 4 || next.Endpoint(web) != nil {
 		t.Error("an address whose pod is gone kept its stamp, or its pod")
+	}
+}
+
+// TestEndIsACacheLine: a decision waits for memory more than for anything else.
+func TestEndIsACacheLine(t *testing.T) {
+	if size := unsafe.Sizeof(end{}); size != 64 {
+		t.Errorf("an end takes %d bytes", size)
 	}
 }

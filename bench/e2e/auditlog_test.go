@@ -66,7 +66,7 @@ func (w *world) flood(n int) {
 func (w *world) accounted() (written, lost int) {
 	w.Helper()
 	w.until("every decision is accounted for", func() error {
-		decisions := w.metric("portcullis_decisions_total") + w.metric("portcullis_revoked_connections_total")
+		decisions := w.metric("portcullis_decisions_total") + w.metric("portcullis_observed_connections_total") + w.metric("portcullis_revoked_connections_total")
 		written, lost = int(w.metric("portcullis_decision_log_records_total")), int(w.metric("portcullis_decision_log_lost_total"))
 		rest := int(w.metric("portcullis_decision_log_omitted_total") + w.metric("portcullis_decision_log_held_decisions"))
 		if sum := written + lost + rest; sum != int(decisions) {

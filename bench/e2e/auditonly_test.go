@@ -55,6 +55,9 @@ func TestAuditOnly(t *testing.T) {
 	if n := w.metric("portcullis_audit_only_pods"); n != 1 {
 		t.Errorf("%v pods are in audit-only mode", n)
 	}
+	if text, _ := w.get("/readyz?verbose"); !strings.Contains(text, "1 of 1 isolated pods here are in audit-only mode") {
+		t.Errorf("/readyz?verbose says\n%s", text)
+	}
 	// A namespace goes before the agent's flag, and so does the node; and back.
 	w.inForce(func() { w.mode("a", "enforce") })
 	w.expect(gateJudged)

@@ -136,6 +136,7 @@ func TestRecordAllLogsNothingTwice(t *testing.T) {
 		}
 		return nil
 	})
+	w.accounted()
 	w.must(w.stop(syscall.SIGTERM))
 	got := w.summaries()
 	if n := got["deny no-rule [egress ingress] UDP free db 80 false"]; n > 1 { // a datagram tried again

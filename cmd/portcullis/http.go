@@ -128,6 +128,9 @@ func (a *agent) describe(w io.Writer) {
 			s.Generation(), a.state.pods, a.state.policies, a.state.judged, a.state.isolated)
 		describeHeld(w, s)
 	}
+	if n := a.state.auditOnlyPods; n > 0 {
+		fmt.Fprintf(w, "[!] mode: %d of %d isolated pods here are in audit-only mode, what they would deny passes\n", n, a.state.isolatedPods)
+	}
 	for _, p := range a.state.problems {
 		fmt.Fprintf(w, "[!] %s: %s\n", p.Object, oneLine(p.Err))
 	}

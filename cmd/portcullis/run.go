@@ -190,6 +190,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	}
 	if o.auditOnly {
 		a.compiler.SetMode(verdict.ModeAuditOnly)
+		log.Warn("audit-only mode: what policy would deny passes and is logged as would-deny, unless a namespace or the node says otherwise")
 	}
 	a.compiler.SetUnknown(o.hold.policy())
 	a.vacated.wake = make(chan struct{}, 1)
