@@ -39,7 +39,6 @@ const (
 	ctaFilterOrig    = 1
 	ctaFilterReply   = 2
 	ctaFilterIPSrc   = 1 // a bit
-	ctMsgDelete      = ctMsgNew + 2
 	ctMaxMessage     = 64 << 10
 	ctBatch          = 64 // messages that go to the kernel at once
 	ctAnswerWait     = 5  // seconds
