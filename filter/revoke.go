@@ -258,9 +258,12 @@ type look struct {
 	refused                 error // a change that the kernel didn't make
 }
 
-// revocation is what is to be said about an edit once it is made.
+// revocation is what is to be said about an edit once it is made. Nothing is said,
+// or counted, of one that was revoked before, nor of a TCP connection that is over:
+// its bit is set all the same, for what conntrack takes for the end, its two ends may
+// have staged.
 type revocation struct {
-	restored, known bool // known if the revoked bit was set already
+	restored, quiet bool
 	flow            verdict.Flow
 	decision        verdict.Decision
 }
@@ -343,7 +346,7 @@ func (l *look) entry(e *ctEntry) error {
 		edit.zone = append([]byte(nil), e.zone...)
 	}
 	l.edits = append(l.edits, edit)
-	l.revocations = append(l.revocations, revocation{edit.bits == 0, e.mark&revoked != 0, f, d})
+	l.revocations = append(l.revocations, revocation{edit.bits == 0, e.over || edit.bits != 0 && e.mark&revoked != 0, f, d})
 	if len(l.edits) == ctBatch {
 		return l.flush()
 	}
@@ -397,10 +400,11 @@ func (l *look) flush() error {
 		case errors.Is(err, unix.ENOENT): // it has ended since
 		case err != nil:
 			l.refused = fmt.Errorf("change a connection's mark: %w", err)
+		case r.quiet:
 		case r.restored:
 			l.restored++
 			l.count.restored.Add(1)
-		case !r.known:
+		default:
 			l.revoked++
 			l.count.revoked.Add(1)
 			l.tell(r)
