@@ -34,12 +34,14 @@ const (
 	ctaTupleMaster   = 14
 	ctaFilter        = 25
 	ctaInfoTCP       = 1
+	ctaInfoTCPState  = 1
 	ctaInfoTCPFlags  = 4 // of the original direction
+	tcpTimeWait      = 7
+	tcpClose         = 8
 	tcpLiberal       = 0x08
 	ctaFilterOrig    = 1
 	ctaFilterReply   = 2
 	ctaFilterIPSrc   = 1 // a bit
-	ctMsgDelete      = ctMsgNew + 2
 	ctMaxMessage     = 64 << 10
 	ctBatch          = 64 // messages that go to the kernel at once
 	ctAnswerWait     = 5  // seconds
@@ -65,6 +67,9 @@ type ctEntry struct {
 	// tolerates any sequence number (tcp_new in nf_conntrack_proto_tcp.c), and
 	// which end has opened it isn't known.
 	midstream bool
+	// over says that both ends of a TCP connection have closed it, or one has
+	// reset it, as far as conntrack could see.
+	over bool
 	// tuple and zone are the kernel's own bytes for orig and for the zone, which
 	// is nil for the default one. They are part of the buffer that was parsed.
 	tuple, zone []byte
@@ -117,7 +122,7 @@ func parseEntry(body []byte, e *ctEntry) error {
 }
 
 // attribute takes in one attribute of an entry; those that don't matter are passed over.
-func (e *ctEntry) attribute(kind uint16, v []byte) (err error) {
+func (e *ctEntry) attribute(kind uint16, v []byte) error {
 	switch kind {
 	case ctaTupleOrig:
 		e.tuple = v
@@ -135,31 +140,34 @@ func (e *ctEntry) attribute(kind uint16, v []byte) (err error) {
 		}
 		e.mark = binary.BigEndian.Uint32(v)
 	case ctaProtoInfo:
-		e.midstream, err = isLiberal(v)
+		return e.protocolInfo(v)
 	}
-	return err
+	return nil
 }
 
-// isLiberal tells whether the protocol's information is TCP's and says so.
-func isLiberal(info []byte) (bool, error) {
-	for b := info; len(b) > 0; {
+// protocolInfo reads what TCP knows of the connection.
+func (e *ctEntry) protocolInfo(b []byte) error {
+	for len(b) > 0 {
 		kind, v, rest, err := nextAttr(b)
 		if err != nil {
-			return false, err
+			return err
 		}
 		for kind == ctaInfoTCP && len(v) > 0 {
-			inner, flags, more, err := nextAttr(v)
+			inner, value, more, err := nextAttr(v)
 			if err != nil {
-				return false, err
+				return err
 			}
-			if inner == ctaInfoTCPFlags && len(flags) > 0 {
-				return flags[0]&tcpLiberal != 0, nil
+			switch {
+			case inner == ctaInfoTCPState && len(value) > 0:
+				e.over = value[0] == tcpTimeWait || value[0] == tcpClose
+			case inner == ctaInfoTCPFlags && len(value) > 0:
+				e.midstream = value[0]&tcpLiberal != 0
 			}
 			v = more
 		}
 		b = rest
 	}
-	return false, nil
+	return nil
 }
 
 // parse reads the nested attributes of a tuple.

@@ -107,7 +107,10 @@ func (s *ctSocket) dump(pick ctPick, use func(*ctEntry) error) error {
 		}
 		return use(&e)
 	}, func(_ uint32, err error) { ended = err })
-	if err == nil && ended != nil {
+	switch {
+	case err == nil && errors.Is(ended, unix.EINVAL):
+		err = fmt.Errorf("list connections: %w (without the module nf_conntrack_netlink they can't be listed)", ended)
+	case err == nil && ended != nil:
 		err = fmt.Errorf("list connections: %w", ended)
 	}
 	return err
@@ -128,16 +131,9 @@ func (s *ctSocket) master(child *ctEntry) (found ctEntry, ok bool, err error) {
 	return found, ok, err
 }
 
-// markEdit is a change of some bits of one connection's mark.
-type markEdit struct {
-	family      byte
-	tuple, zone []byte
-	bits, mask  uint32
-}
-
-// mark makes up to ctBatch changes and tells which were made. A connection that is
-// gone isn't an error.
-func (s *ctSocket) mark(edits []markEdit, made func(i int)) error {
+// mark makes up to ctBatch changes, and says of each how it ended: with ENOENT for a
+// connection that is gone.
+func (s *ctSocket) mark(edits []markEdit, ended func(i int, err error)) error {
 	first := s.seq + 1
 	s.out = s.out[:0]
 	for i := range edits {
@@ -147,16 +143,16 @@ func (s *ctSocket) mark(edits []markEdit, made func(i int)) error {
 	if err := s.send(); err != nil {
 		return err
 	}
-	var errs []error
-	err := s.receive(first, func([]byte) error { return nil }, func(seq uint32, err error) {
-		i := int(seq - first)
-		switch {
-		case i >= len(edits):
-		case err == nil:
-			made(i)
-		case !errors.Is(err, unix.ENOENT) && len(errs) == 0:
-			errs = append(errs, fmt.Errorf("change a connection's mark: %w", err))
+	return s.receive(first, func([]byte) error { return nil }, func(seq uint32, err error) {
+		if i := int(seq - first); i < len(edits) {
+			ended(i, err)
 		}
 	})
-	return errors.Join(append(errs, err)...)
+}
+
+// markEdit is a change of some bits of one connection's mark.
+type markEdit struct {
+	family      byte
+	tuple, zone []byte
+	bits, mask  uint32
 }

@@ -7,16 +7,26 @@ import "portcullis/verdict"
 const firstEphemeral = 32768
 
 const (
-	tcpSYN = 0x02
-	tcpACK = 0x10
+	tcpSYN   = 0x02
+	tcpACK   = 0x10
+	sctpInit = 1 // the type of an association's first chunk
 )
 
-// Midstream tells whether the packet last decoded is a TCP segment that opens no
+// Midstream tells whether the packet last decoded is one of TCP or SCTP that opens no
 // connection. Conntrack takes one that it knows nothing of for NEW all the same
 // (nf_conntrack_tcp_loose), as after its table has been flushed.
 func (d *Decoder) Midstream() bool {
 	f := d.walk.flow
-	return f != nil && f.Proto == verdict.TCP && f.Defect == verdict.ReasonNone && d.walk.tcpFlags&(tcpSYN|tcpACK) != tcpSYN
+	switch {
+	case f == nil || f.Defect != verdict.ReasonNone:
+		return false
+	case f.Proto == verdict.TCP:
+		return d.walk.tcpFlags&(tcpSYN|tcpACK) != tcpSYN
+	case f.Proto == verdict.SCTP:
+		chunks := d.sctp.LayerPayload()
+		return len(chunks) == 0 || chunks[0] != sctpInit
+	}
+	return false
 }
 
 // decide judges the packet at hand. One from the middle of a connection may have to

@@ -67,6 +67,16 @@ func TestMidstreamIsKnown(t *testing.T) {
 				t.Errorf("flags %#x: midstream %v, %+v", c.flags, d.Midstream(), f)
 			}
 		}
+		for chunk, want := range map[byte]bool{sctpInit: false, 0: true, 2: true, 4: true} {
+			b := decPacket(dec4(132), decSCTP(), decRaw(chunk, 0, 0, 4))
+			if d.Decode(4, b, uint32(len(b)), &f); f.Defect != verdict.ReasonNone || d.Midstream() != want {
+				t.Errorf("chunk %d: midstream %v, %+v", chunk, d.Midstream(), f)
+			}
+		}
+		bare := decPacket(dec4(132), decSCTP())
+		if d.Decode(4, bare, uint32(len(bare)), &f); !d.Midstream() {
+			t.Error("an association begins without a chunk")
+		}
 		udp := decPacket(dec4(17), decUDP())
 		if d.Decode(4, udp, uint32(len(udp)), &f); d.Midstream() {
 			t.Error("a datagram is taken for the middle of a connection")

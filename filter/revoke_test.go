@@ -113,7 +113,8 @@ const revokeTableOf = `
 	conntrack -I -p udp -s 10.0.1.1 -d 10.0.1.2 --sport 1005 --dport 53 -t 100 -m 0x1000
 	conntrack -I -p udp -s 192.168.9.9 -d 10.0.0.2 --sport 1006 --dport 53 -t 100
 	conntrack -I -p udp -s 10.0.0.2 -d 192.168.9.9 --sport 1007 --dport 53 -t 100
-	conntrack -I -p udp -s 10.0.0.2 -d 10.0.0.5 --sport 1008 --dport 53 -t 100 -w 3`
+	conntrack -I -p udp -s 10.0.0.2 -d 10.0.0.5 --sport 1008 --dport 53 -t 100 -w 3
+	conntrack -I -p tcp -s 10.0.0.3 -d 10.0.0.9 --sport 1009 --dport 80 --state TIME_WAIT -t 100`
 
 // TestRevoke follows the marks of connections through changes of policy: only those
 // that a change concerns are judged, those denied have the revoked bit and no longer
@@ -147,12 +148,14 @@ func testRevoke(t *testing.T, entries int) {
 		marks                     string
 		judged, revoked, restored uint64
 	}{
-		{"all open", nil, untouched, 8, 0, 0},
-		{"nobody in", []revokePod{{"10.0.0.2", "-", ""}}, "1001=0x42000 1002=0x2000 1003=0x2000 1004=0x1000 1005=0x1000", 14, 3, 0},
+		{"all open", nil, untouched, 9, 0, 0},
+		{"nobody in", []revokePod{{"10.0.0.2", "-", ""}}, "1001=0x42000 1002=0x2000 1003=0x2000 1004=0x1000 1005=0x1000", 15, 3, 0},
 		{"another pod", []revokePod{{"10.0.0.2", "-", ""}, {"10.0.1.2", "10.0.1.1", ""}}, "1001=0x42000 1002=0x2000 1003=0x2000 1004=0x1000 1005=0x1000", 0, 3, 0},
 		{"one in again", []revokePod{{"10.0.0.2", "10.0.0.3", ""}, {"10.0.1.2", "10.0.1.1", ""}}, "1001=0x42000 1003=0x2000 1004=0x1000 1005=0x1000", 0, 3, 1},
 		{"neither in nor out", []revokePod{{"10.0.0.2", "10.0.0.3", "-"}, {"fd00::2", "-", ""}},
 			"1001=0x42000 1003=0x2000 1004=0x2000 1005=0x1000 1008=0x2000", 0, 5, 1},
+		{"of one that is over nothing is said", []revokePod{{"10.0.0.2", "10.0.0.3", "-"}, {"fd00::2", "-", ""}, {"10.0.0.9", "-", ""}},
+			"1001=0x42000 1003=0x2000 1004=0x2000 1005=0x1000 1008=0x2000 1009=0x2000", 0, 5, 1},
 		{"the pods are gone", nil, "1001=0x40000 1005=0x1000", 0, 5, 5},
 	} {
 		r.entries = entries

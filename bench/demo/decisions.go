@@ -70,7 +70,11 @@ func (r *logReader) more() ([]decision, error) {
 		if err := json.Unmarshal(line, &d); err != nil {
 			return nil, fmt.Errorf("read the decision log: %w in %q", err, bytes.TrimSpace(line))
 		}
-		all = append(all, d)
+		// Of connections that a change has cut: UDP's of before, which conntrack
+		// takes for open for a while. They are no answer to an attempt.
+		if d.Verdict != "revoked" {
+			all = append(all, d)
+		}
 	}
 	return all, nil
 }

@@ -60,9 +60,10 @@ directory of manifests. While the API server is away the last known state stays
 in force.
 
 It is ready (see /readyz of --http) when the state is loaded, the policy
-compiled, the queues bound and the rules in place. An agent that runs already hands over: the
-new one takes queues of its own, switches the rules to them, and the old one
-gives the last verdicts that it owes and ends. On SIGTERM an agent leaves the gate
+compiled, the queues bound, the rules in place and the connections judged that
+were open already. An agent that runs already hands over: the new one takes queues
+of its own, switches the rules to them, and the old one gives the last verdicts
+that it owes and ends. On SIGTERM an agent leaves the gate
 as --fail-open says: closed, the rules stay, and new connections of isolated
 pods wait for the next agent; open, the rules go.`,
 		Example: `  portcullis agent --manifests /etc/portcullis/cluster --node worker-1 --decision-log -

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +68,7 @@ func TestDecisionLogIsReadBack(t *testing.T) {
 	ping := verdict.Flow{Src: flow.Dst, Dst: flow.Src, Proto: verdict.ICMP, ICMPType: 8}
 	put(ping, verdict.Decision{Reason: verdict.ReasonNotReady})
 	put(verdict.Flow{Defect: verdict.ReasonMalformed}, verdict.Decision{Reason: verdict.ReasonMalformed})
+	ring.Put(&audit.Record{Time: at.UnixNano(), Flow: flow, Decision: verdict.Decision{Reason: verdict.ReasonNoRule}, Revoked: true})
 	if err := log.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +78,7 @@ func TestDecisionLogIsReadBack(t *testing.T) {
 	out.WriteString(`{"schema":1,"kind":"missing","time":"2026-11-25T10:00:00Z","node":"n1","suppressed":3,"lost":4}` + "\n")
 	var got []whatif.Record
 	missing, err := whatif.Read(&out, func(r *whatif.Record) { got = append(got, *r) }, func(line int, err error) { t.Errorf("line %d: %v", line, err) })
-	if err != nil || len(got) != 3 || missing != 7 {
+	if err != nil || len(got) != 4 || missing != 7 {
 		t.Fatal(got, missing, err)
 	}
 	r := &got[0]
@@ -85,6 +87,11 @@ func TestDecisionLogIsReadBack(t *testing.T) {
 		r.Egress != nil || r.Ingress == nil || !r.Ingress.Isolated || r.Ingress.Policies[0] != "shop/db" || *r.Ingress.AllowedBy != (whatif.Rule{Policy: "shop/db", Rule: 1}) {
 		t.Errorf("%+v", r)
 	}
+	revoked := slices.IndexFunc(got, func(r whatif.Record) bool { return r.Verdict == "revoked" })
+	if revoked < 0 || got[revoked].Reason != "no-rule" || got[revoked].Dst.IP != "10.0.0.2" {
+		t.Errorf("%+v", got)
+	}
+	got = slices.Delete(got, revoked, revoked+1)
 	if r := &got[1]; r.Reason != "not-ready" || r.ICMPType == nil || *r.ICMPType != 8 || r.Dst.Port != nil {
 		t.Errorf("%+v", r)
 	}
