@@ -14,6 +14,8 @@ import (
 
 // More numbers of the conntrack netlink protocol, as in kernelmarks.go.
 const (
+	ctMsgDelete = ctMsgNew + 2
+
 	ctaID = 12
 
 	ctaTupleIP = 1 // within a tuple

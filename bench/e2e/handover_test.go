@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -88,13 +89,16 @@ func TestHandover(t *testing.T) {
 		w := loadWorld(t, name, mode)
 		w.start()
 		logs := []string{w.log}
+		var handed []string
 		held := w.hold("a/web", "a/db", 80)
 		allowed := w.load("a/web", "a/db", 80, 1000, 3*patient)
 		denied := w.load("b/free", "a/db", 80, 50, lab.Timeout)
 		stop, stopDenied := w.datagrams("a/web", "a/db", 5001, 100), w.besiege("b/free", "a/db", 5000)
 		for _, args := range [][]string{{}, {"--queues=3"}, {"--queue-base=300", "--queues=1"}, {"--fail-open"}, {}} {
 			time.Sleep(time.Second / 2)
+			handed = append(handed, time.Now().UTC().Format("15:04:05.000"))
 			w.succeed(args...)
+			handed = append(handed, time.Now().UTC().Format("15:04:05.000"))
 			logs = append(logs, w.log)
 		}
 		allowed.stop()
@@ -114,11 +118,21 @@ func TestHandover(t *testing.T) {
 		if denied.opened.Load() > 0 || arrivedDenied > 0 || denied.failed.Load() < 50 || sentDenied < 100 {
 			t.Error("denied ones got through")
 		}
-		if missing := w.unjudged(allowed.take(), "db", 80, logs...); missing > 0 {
+		ends := allowed.take()
+		if missing := w.unjudged(ends, "db", 80, logs...); missing > 0 {
 			t.Errorf("%d of %d connections have no record in any log", missing, allowed.opened.Load())
+			judged := w.judged("db", 80, logs...)
+			for from, n := range ends {
+				if n > judged[from] {
+					t.Errorf("from %s %d times, judged %d times; the last began at %s; %v", from, n, judged[from], allowed.when[from].UTC().Format("15:04:05.000"), handed)
+				}
+			}
 		}
 	})
 }
+
+// setSlot finds what tells one agent's sets from another's: portcullis-4-1.
+var setSlot = regexp.MustCompile(`[46](-\d+)?$`)
 
 // checkOneGate shows that one gate's rules and sets are all that is there. The sets
 // of agents that have ended go with the next repair.
@@ -131,7 +145,11 @@ func (w *world) checkOneGate() {
 				chains++
 			}
 		}
-		if sets := strings.Fields(w.command("ipset", "list", "-n")); chains != 4 || len(sets) != 2 {
+		sets, slots := strings.Fields(w.command("ipset", "list", "-n")), map[string]bool{}
+		for _, name := range sets {
+			slots[setSlot.FindStringSubmatch(name)[1]] = true
+		}
+		if chains != 4 || len(slots) != 1 {
 			return fmt.Errorf("%d chains, sets %q, rules %q", chains, sets, w.rules())
 		}
 		return nil

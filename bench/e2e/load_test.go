@@ -31,6 +31,7 @@ type load struct {
 
 	mu   sync.Mutex
 	ends map[netip.AddrPort]int // of the opened ones, from where
+	when map[netip.AddrPort]time.Time
 
 	end     chan struct{}
 	running sync.WaitGroup
@@ -45,7 +46,7 @@ type try struct {
 // load starts one.
 func (w *world) load(from, to string, port uint16, rate int, giveUp time.Duration) *load {
 	w.Helper()
-	l := &load{from: from, rate: rate, giveUp: giveUp, ends: map[netip.AddrPort]int{}, end: make(chan struct{}), began: time.Now()}
+	l := &load{from: from, rate: rate, giveUp: giveUp, ends: map[netip.AddrPort]int{}, when: map[netip.AddrPort]time.Time{}, end: make(chan struct{}), began: time.Now()}
 	for _, ip := range w.lab.IPs(to) {
 		if w.hasFamily(from, ip) {
 			l.to = append(l.to, netip.AddrPortFrom(ip, port))
@@ -99,7 +100,10 @@ func (l *load) run() error {
 		default:
 		}
 		for ; !ended && !time.Now().Before(next); i++ {
-			t, err := begin(l.to[i%len(l.to)])
+			t, err := begin(l.to[i%len(l.to)], firstPort+i/len(l.to)%ports)
+			if errors.Is(err, unix.EADDRINUSE) {
+				continue // somebody has that port
+			}
 			if err != nil {
 				return err
 			}
@@ -115,17 +119,31 @@ func (l *load) run() error {
 	return nil
 }
 
+// The ports that connections come from, one after another: conntrack still knows a
+// connection some seconds after it was reset, and now and then takes a new one from the
+// same port for it.
+const (
+	firstPort = 10000
+	ports     = 50000
+)
+
 // begin sends a SYN.
-func begin(to netip.AddrPort) (t try, err error) {
+func begin(to netip.AddrPort, port int) (t try, err error) {
 	family, sa := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Port: int(to.Port()), Addr: as4(to.Addr())})
+	from := unix.Sockaddr(&unix.SockaddrInet4{Port: port})
 	if to.Addr().Is6() {
 		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
+		from = &unix.SockaddrInet6{Port: port}
 	}
 	t = try{since: time.Now()}
 	if t.fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
 		return t, err
 	}
-	err = unix.SetsockoptLinger(t.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	err = errors.Join(unix.SetsockoptLinger(t.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}), unix.Bind(t.fd, from))
+	if err != nil {
+		unix.Close(t.fd)
+		return t, err
+	}
 	if cerr := unix.Connect(t.fd, sa); cerr != nil && !errors.Is(cerr, unix.EINPROGRESS) {
 		err = errors.Join(err, cerr)
 	}
@@ -184,6 +202,7 @@ func (l *load) finish(t try, took time.Duration) {
 	if sa, err := unix.Getsockname(t.fd); err == nil {
 		l.mu.Lock()
 		l.ends[addrPort(sa)]++
+		l.when[addrPort(sa)] = t.since
 		l.mu.Unlock()
 	}
 	l.opened.Add(1)
