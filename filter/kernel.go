@@ -127,6 +127,7 @@ func (k *Kernel) SetIsolated(addrs []netip.Addr) error {
 	for _, a := range addrs {
 		k.isolated[a.Unmap().WithZone("")] = true
 	}
+	k.takeUnknown()
 	changes, err := k.fillSets()
 	if len(changes) > 0 {
 		k.log.Debug("sets of isolated addresses changed", "changes", strings.Join(changes, "; "))
