@@ -134,6 +134,7 @@ func (k *Kernel) SetIsolated(addrs []netip.Addr) error {
 	k.setLock.Lock()
 	defer k.setLock.Unlock()
 	k.isolated = addrSet(addrs)
+	k.takeUnknown()
 	changes, err := k.fillSets()
 	if len(changes) > 0 {
 		k.log.Debug("sets of isolated addresses changed", "changes", strings.Join(changes, "; "))

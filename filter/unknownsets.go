@@ -35,6 +35,11 @@ type unknownPods struct {
 	ranges []netip.Prefix
 	known  []netip.Addr
 	local  []netip.Addr // the node's own, see ownAddrs
+	// next is what the next SetIsolated puts in the place of ranges and known.
+	next struct {
+		ranges []netip.Prefix
+		known  []netip.Addr
+	}
 	// stale says that the sets have to be looked at: what they are to hold has
 	// changed, or it is time to see whether others have changed them.
 	stale bool
@@ -42,15 +47,24 @@ type unknownPods struct {
 
 // WatchUnknown says which packets are queued because nobody knows whose they are:
 // those from and to addresses of the ranges that aren't known. It takes effect with
-// the next SetIsolated, in an order in which no gate is opened in between.
+// the next SetIsolated and not before, not even by a Repair: an isolated pod that is
+// known by now mustn't be taken from the ones before it is among the others.
 func (k *Kernel) WatchUnknown(ranges []netip.Prefix, known []netip.Addr) {
 	k.setLock.Lock()
 	defer k.setLock.Unlock()
-	if !slices.Equal(k.unknown.ranges, ranges) {
-		k.unknown.local = ownAddrs(k.log.Debug)
+	k.unknown.next.ranges, k.unknown.next.known = ranges, known
+}
+
+// takeUnknown lets the last WatchUnknown take effect. The caller holds setLock.
+func (k *Kernel) takeUnknown() {
+	u := &k.unknown
+	if !u.on || slices.Equal(u.ranges, u.next.ranges) && slices.Equal(u.known, u.next.known) {
+		return
 	}
-	k.unknown.stale = k.unknown.stale || !slices.Equal(k.unknown.ranges, ranges) || !slices.Equal(k.unknown.known, known)
-	k.unknown.ranges, k.unknown.known = ranges, known
+	if !slices.Equal(u.ranges, u.next.ranges) {
+		u.local = ownAddrs(k.log.Debug)
+	}
+	u.ranges, u.known, u.stale = u.next.ranges, u.next.known, true
 }
 
 // lookAround looks again which addresses are the node's own, and takes in what has

@@ -72,6 +72,15 @@ func TestUnknownSetsRepaired(t *testing.T) {
 			t.Errorf("%s: members %q and %q, want %q and %q", damage, v4, v6, want4, want6)
 		}
 	}
+	// A pod that is known by now is an exception only together with its being isolated.
+	k.WatchUnknown(kernelPrefixes("10.0.0.0/24 fd00::/64"), kernelAddrs("10.0.0.2 10.0.0.3 fd00::2"))
+	if said, err := k.Repair(); err != nil || len(said) > 0 || kernelUnknown(t, 4) != want4 {
+		t.Errorf("before it is isolated: repaired %q, %v; members %q", said, err, kernelUnknown(t, 4))
+	}
+	kernelOK(t, k.SetIsolated(kernelAddrs("10.0.0.2 10.0.0.3")))
+	if got := kernelUnknown(t, 4); !strings.Contains(got, "10.0.0.3 nomatch") {
+		t.Errorf("when it is isolated: members %q", got)
+	}
 	kernelRun(t, "ip link add cni0 type bridge; ip addr add 10.0.0.1/24 brd + dev cni0")
 	if said, err := k.Repair(); err != nil || len(said) > 0 {
 		t.Errorf("a bridge has come, and repaired was %q, %v", said, err)

@@ -121,11 +121,19 @@ func (s *Snapshot) Unknown(a netip.Addr) bool {
 
 func (s *Snapshot) isUnknown(k *addrKey) bool { return s.ranges.hold(k) && !s.ends.find(k).used }
 
-// noteUnknown marks a decision about an end that is an unknown pod's, and gives it
-// the verdict for those. A denial for another reason stays with it, but only for as
-// long as the pod isn't known.
+// noteUnknown marks a decision about an end that is an unknown pod's. It is short
+// enough to be inlined: most decisions are about two known ends.
 func (s *Snapshot) noteUnknown(f *Flow, key *flowKey, d *Decision) {
-	if s.ranges == nil || d.Src != nil && d.Dst != nil || d.Reason == ReasonNeighbour || !f.Src.IsValid() || !f.Dst.IsValid() {
+	if s.ranges != nil && (d.Src == nil || d.Dst == nil) {
+		s.markUnknown(f, key, d)
+	}
+}
+
+// markUnknown marks the decision if an end is an unknown pod's, and gives it the
+// verdict for those. A denial for another reason stays with it, but only for as long
+// as the pod isn't known.
+func (s *Snapshot) markUnknown(f *Flow, key *flowKey, d *Decision) {
+	if d.Reason == ReasonNeighbour || !f.Src.IsValid() || !f.Dst.IsValid() {
 		return
 	}
 	if (d.Src != nil || !s.isUnknown(&key.src)) && (d.Dst != nil || !s.isUnknown(&key.dst)) {

@@ -153,6 +153,13 @@ func TestAntiSpoof(t *testing.T) {
 		if tables := w.command("nft", "list", "tables"); !strings.Contains(tables, "portcullis-spoof") {
 			t.Errorf("fail-closed, and no table is left: %s", tables)
 		}
+		w.command(binary, "cleanup")
+		if tables := w.command("nft", "list", "tables"); strings.Contains(tables, "portcullis-spoof") {
+			t.Errorf("cleanup leaves %s", tables)
+		}
+		w.start("--cni-results", results, "--anti-spoof")
+		w.shows("portcullis_spoof_guarded_interfaces 4")
+		w.must(w.stop(syscall.SIGTERM))
 		w.start("--cni-results", results)
 		if tables := w.command("nft", "list", "tables"); strings.Contains(tables, "portcullis-spoof") {
 			t.Errorf("an agent without --anti-spoof leaves %s", tables)
