@@ -72,8 +72,8 @@ cluster-test: cluster ## the DaemonSet's life on two such clusters, one after th
 conformance: cluster .bin/e2e.test .bin/ginkgo ## Kubernetes' own tests of NetworkPolicy, RUNS times, into bench/CONFORMANCE.md
 	RUNS=$(RUNS) K8S=$(K8S) go test -tags conformance ./bench/e2e -run '^TestConformance$$' -count 1 -timeout 3h -v
 
-test-api: control-plane ## the watch of the cluster against a real API server on loopback
-	go test -tags apiserver ./policycache ./cmd/portcullis -run APIServer -count 1
+test-api: deps control-plane ## the watch of the cluster against a real API server on loopback
+	go test -tags apiserver ./policycache ./cmd/portcullis ./bench/proof -run APIServer -count 1
 
 race: deps ## the same under the race detector, but for what is about timing
 	@command -v gcc >/dev/null || (apt-get update -q && apt-get install -y -q --no-install-recommends gcc libc6-dev)
