@@ -72,8 +72,8 @@ cluster-test: cluster ## the DaemonSet's life on two such clusters, one after th
 conformance: cluster .bin/e2e.test .bin/ginkgo ## Kubernetes' own tests of NetworkPolicy, RUNS times, into bench/CONFORMANCE.md
 	RUNS=$(RUNS) K8S=$(K8S) go test -tags conformance ./bench/e2e -run '^TestConformance$$' -count 1 -timeout 3h -v
 
-test-api: control-plane .bin/kubectl ## the watch of the cluster against a real API server on loopback
-	go test -tags apiserver ./policycache ./cmd/portcullis -run APIServer -count 1
+test-api: deps control-plane .bin/kubectl ## the watch of the cluster against a real API server on loopback
+	go test -tags apiserver ./policycache ./cmd/portcullis ./bench/proof -run APIServer -count 1
 
 # Debian starts what it installs; the tests run Prometheus in namespaces of their own.
 test-metrics: deps ## alerts, dashboard and README's table, with a real Prometheus that scrapes a real agent

@@ -31,8 +31,8 @@ const (
 
 // worker serves one queue: it reads a packet, judges it, writes the verdict,
 // and only then counts and logs. Where several packets wait they are read together,
-// and their verdicts written together, in order. All memory that packets need is here
-// from the start.
+// and their verdicts written together, in order, those before the last counted and
+// logged by then. All memory that packets need is here from the start.
 type worker struct {
 	queue  uint16
 	cfg    QueueConfig
@@ -227,7 +227,7 @@ func (w *worker) unmask(d *verdict.Decision) *verdict.Decision {
 func (w *worker) answer(fd int, msg []byte) {
 	w.answered = true
 	w.outbox = append(w.outbox, msg...)
-	if w.waiting++; !w.more || len(w.outbox)+len(msg) > cap(w.outbox) {
+	if w.waiting++; !w.more || len(w.outbox)+len(w.out.buf) > cap(w.outbox) {
 		w.send(fd)
 	}
 }

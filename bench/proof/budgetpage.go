@@ -28,6 +28,7 @@ func (r *Results) sayBudget(t *text) {
 		{"the reader: finding the id, filling in the verdict", of(handle), number(percentile(handle, 0.99))},
 		{"the write: verdict parsed, packet reinjected and delivered to the server's socket, all within the call", of(write), number(percentile(write, 0.99))},
 	})
+	r.sayTrace(t, e)
 	t.say("Portcullis' own steps, by microbenchmarks run at the end of the same run:")
 	var rows [][]string
 	for _, name := range r.benchNames() {
@@ -35,6 +36,37 @@ func (r *Results) sayBudget(t *text) {
 	}
 	t.table([]string{"benchmark", "ns", "what of the path"}, rows)
 	r.sayShare(t, e)
+}
+
+// sayTrace says what the kernel's own trace events tell of one first packet's way.
+func (r *Results) sayTrace(t *text, e string) {
+	switch {
+	case r.refused != nil:
+		t.say("The kernel's share step by step isn't here: this machine doesn't let its kernel be traced (%v).\n", r.refused)
+		return
+	case len(r.traced[0]) == 0:
+		t.say("The kernel's share step by step isn't here: no packet's whole way was in the trace.\n")
+		return
+	}
+	t.say("The first packet's way through `%s` by the kernel's own trace events (net, sched, syscalls), of %s packets that woke a sleeping worker. Each event costs some tenths of a microsecond, which is in these figures; the kernel writes whole microseconds, hence means:",
+		e, number(float64(len(r.traced[0]))))
+	var rows [][]string
+	for i, span := range traceSpans {
+		sorted := micros(r.traced[i])
+		rows = append(rows, []string{span, number(middle(sorted)), number(percentile(sorted, 0.99))})
+	}
+	t.table([]string{"step", "mean of the middle half, µs", "p99 µs"}, rows)
+}
+
+// middle is the mean of the middle half of sorted values, which outliers don't move,
+// and which is finer than the values are.
+func middle(sorted []float64) float64 {
+	half := sorted[len(sorted)/4 : len(sorted)-len(sorted)/4]
+	sum := 0.0
+	for _, v := range half {
+		sum += v
+	}
+	return sum / float64(len(half))
 }
 
 // extra0 is the difference of two variants' medians, by round.

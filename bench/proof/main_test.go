@@ -1,4 +1,4 @@
-//go:build proof
+//go:build proof || apiserver
 
 package proof
 
@@ -23,14 +23,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestProof measures, and writes RESULTS.md and the plots to PROOF_OUT, by default
-// the directory above. It fails if something couldn't be measured, and not by what
-// was found: that is for people to read.
-func TestProof(t *testing.T) {
-	params, err := ParamsFromEnv()
-	if err != nil {
-		t.Fatal(err)
-	}
+// programs builds the agent, and gives it with the others.
+func programs(t *testing.T) Programs {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -41,17 +36,7 @@ func TestProof(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build portcullis: %v\n%s", err, out)
 	}
-	machine := ThisMachine("../..")
-	say := func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
-	results, err := Run(t.Context(), params, Programs{Agent: agent, Self: self, Source: "../..", Plane: "../../.bin"}, say)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := os.Getenv("PROOF_OUT")
-	if out == "" {
-		out = ".."
-	}
-	if err := results.Write(out, machine); err != nil {
-		t.Fatal(err)
-	}
+	return Programs{Agent: agent, Self: self, Source: "../..", Plane: "../../.bin"}
 }
+
+func say(format string, args ...any) { fmt.Printf(format+"\n", args...) }

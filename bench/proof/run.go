@@ -28,6 +28,8 @@ type Results struct {
 	stages    stages
 	staged    []float64          // connects while stages were measured, microseconds
 	micro     map[string]float64 // microbenchmarks, nanoseconds
+	traced    traced
+	refused   error // why nothing could be traced
 }
 
 // reactionOf is a series of changes in one variant's world.
@@ -183,6 +185,12 @@ func (r *run) measureBudget(ctx context.Context) (err error) {
 		if r.stages, r.staged, err = w.measureStages(ctx, r.Params); err != nil {
 			return fmt.Errorf("stages: %w", err)
 		}
+	}
+	if w := r.world(agentName(r.Params.Policies[0])); w != nil {
+		if r.traced, r.refused, err = w.measureTrace(ctx, r.Params); err != nil {
+			return fmt.Errorf("trace: %w", err)
+		}
+		r.say("traced   %-24s %d packets; refused: %v", w.name, len(r.traced[0]), r.refused)
 	}
 	if r.programs.Source == "" || r.world(agentName(r.Params.Policies[0])) == nil {
 		return nil

@@ -134,6 +134,7 @@ func tuneVariants(p Params) []variant {
 	tryAgent("-burst64", ", at most 64 packets read together", nil, "--queue-burst", "64")
 	tryAgent("-buffer64m", ", a receive buffer of 64 MiB", nil, "--queue-read-buffer", strconv.Itoa(64<<20))
 	tryAgent("-gc-off", ", GOGC=off", []string{"GOGC=off"})
+	tryAgent("-gc-100", ", GOGC=100, which is Go's own", []string{"GOGC=100"})
 	tryAgent("-gc-400", ", GOGC=400", []string{"GOGC=400"})
 	tryAgent("-procs4", ", GOMAXPROCS=4", []string{"GOMAXPROCS=4"})
 	return append(all, variant{name: "agent-log", kind: agentKind, about: "Portcullis, decision log to a file", cluster: cluster, log: true})

@@ -30,7 +30,7 @@ func TestBoundGarbage(t *testing.T) {
 		debug.SetGCPercent(p)
 		return p
 	}
-	held := make([]byte, 0)
+	var held []byte
 	for _, size := range []int{64 << 20, 1 << 20} {
 		held = make([]byte, size)
 		runtime.GC()
