@@ -14,8 +14,8 @@ import (
 // of his. It is more than people write, and takes a fraction of a second.
 const MaxPolicyParts = 10_000
 
-// maxNamedRules is how many rules a policy with a named port may have: pods that give
-// the name different numbers get tables of their own.
+// maxNamedRules is how many ingress rules a policy may have if a named port is in
+// one of them: pods that give the name different numbers get tables of their own.
 const maxNamedRules = 1000
 
 // checkSize gives an error for a policy that is too large to be compiled. It isolates
@@ -24,12 +24,6 @@ func checkSize(spec *networkingv1.NetworkPolicySpec) error {
 	var n struct {
 		rules, blocks, selectors, ports int
 		names                           bool
-	}
-	ports := func(all []networkingv1.NetworkPolicyPort) {
-		n.ports += len(all)
-		for i := range all {
-			n.names = n.names || all[i].Port != nil && all[i].Port.Type == intstr.String
-		}
 	}
 	peers := func(all []networkingv1.NetworkPolicyPeer) {
 		for i := range all {
@@ -45,16 +39,19 @@ func checkSize(spec *networkingv1.NetworkPolicySpec) error {
 	}
 	for i := range spec.Ingress {
 		n.rules++
-		ports(spec.Ingress[i].Ports)
+		n.ports += len(spec.Ingress[i].Ports)
+		for _, p := range spec.Ingress[i].Ports {
+			n.names = n.names || p.Port != nil && p.Port.Type == intstr.String
+		}
 		peers(spec.Ingress[i].From)
 	}
 	for i := range spec.Egress {
 		n.rules++
-		ports(spec.Egress[i].Ports)
+		n.ports += len(spec.Egress[i].Ports)
 		peers(spec.Egress[i].To)
 	}
-	if n.names && n.rules > maxNamedRules {
-		return fmt.Errorf("%d rules, and a named port among them: at most %d are taken then, so the policy isolates and allows nothing; give the number, or make several policies of it", n.rules, maxNamedRules)
+	if rules := len(spec.Ingress); n.names && rules > maxNamedRules {
+		return fmt.Errorf("%d ingress rules, and a named port among them: at most %d are taken then, so the policy isolates and allows nothing; give the number, or make several policies of it", rules, maxNamedRules)
 	}
 	for _, part := range []struct {
 		what  string
