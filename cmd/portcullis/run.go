@@ -27,17 +27,17 @@ const repairInterval = 2 * time.Second
 // agent holds the parts together: state comes in from the source, is compiled
 // and swapped into the engine, and the kernel is told which pods are isolated.
 type agent struct {
-	options   *agentOptions
-	log       *slog.Logger
-	engine    *verdict.Engine
-	kernel    *filter.Kernel
-	audit     *audit.Log
-	logFile   *audit.File // nil if the decision log isn't in a file
-	source    source
-	compiler  *policycache.Compiler
-	queueCfg  filter.QueueConfig
-	metrics   *metrics
-	inspector *inspector
+	options  *agentOptions
+	log      *slog.Logger
+	engine   *verdict.Engine
+	kernel   *filter.Kernel
+	audit    *audit.Log
+	logFile  *audit.File // nil if the decision log isn't in a file
+	source   source
+	compiler *policycache.Compiler
+	queueCfg filter.QueueConfig
+	metrics  *metrics
+	inspect  *inspector
 
 	mu     sync.Mutex
 	queues *filter.Queues
@@ -132,21 +132,21 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	if err != nil {
 		return nil, err
 	}
-	inspector := newInspector()
-	decisions, file, err := o.decisions.open(o.node, stdout, inspector.tapFor(o.socket))
+	inspect := newInspector()
+	decisions, file, err := o.decisions.open(o.node, stdout, inspect.tapFor(o.socket))
 	if err != nil {
 		return nil, err
 	}
 	a := &agent{
-		options:   o,
-		log:       log,
-		engine:    verdict.NewEngine(),
-		kernel:    kernel,
-		audit:     decisions,
-		logFile:   file,
-		source:    source,
-		compiler:  policycache.NewCompiler(o.node, log),
-		inspector: inspector,
+		options:  o,
+		log:      log,
+		engine:   verdict.NewEngine(),
+		kernel:   kernel,
+		audit:    decisions,
+		logFile:  file,
+		source:   source,
+		compiler: policycache.NewCompiler(o.node, log),
+		inspect:  inspect,
 		queueCfg: filter.QueueConfig{
 			Base:       uint16(o.queueBase),
 			Count:      o.queues,
@@ -183,7 +183,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	// noteParts asks for its error.
 	_ = a.kernel.SetIsolated(isolated)
 	a.noteParts()
-	a.inspector.applyNow(objects, snapshot)
+	a.inspect.applyNow(objects, snapshot)
 	a.log.Debug("policy in force", "generation", snapshot.Generation(), "pods", len(objects.Pods),
 		"policies", len(objects.Policies), "isolatedAddresses", len(isolated), "took", time.Since(start))
 	return a.install()
@@ -267,7 +267,7 @@ func (a *agent) repair() {
 	}
 	repaired, err := a.kernel.Repair() // which logs what it mends
 	a.metrics.repaired(len(repaired))
-	a.inspector.noteRepairs(repaired)
+	a.inspect.noteRepairs(repaired)
 	a.mu.Lock()
 	a.note("the kernel's rules can't be checked or repaired", &a.state.repair, err)
 	a.mu.Unlock()

@@ -248,7 +248,6 @@ func (l *Log) decided(rec *Record) {
 		defer func() { l.made = false }()
 	}
 	switch {
-	case len(l.sinks) == 0:
 	case !l.selected(&rec.Decision):
 		l.unselected.Add(1)
 	case rec.Decision.Verdict == verdict.Deny:
