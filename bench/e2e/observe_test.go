@@ -19,8 +19,8 @@ import (
 	"portcullis/bench/lab"
 )
 
-// portcullis runs the program beside the agent and gives its output and exit code.
-func (w *world) portcullis(args ...string) (stdout, stderr string, code int) {
+// asked runs the program beside the agent and gives its output and exit code.
+func (w *world) asked(args ...string) (stdout, stderr string, code int) {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), 3*patient)
 	defer cancel()
@@ -95,7 +95,7 @@ func TestSocket(t *testing.T) {
 	if _, err := os.Stat(w.socket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is still there: %v", err)
 	}
-	if _, stderr, code := w.portcullis("observe", "--socket", w.socket); code != 1 || !strings.Contains(stderr, "no agent's socket") {
+	if _, stderr, code := w.asked("observe", "--socket", w.socket); code != 1 || !strings.Contains(stderr, "no agent's socket") {
 		t.Errorf("without an agent: exit code %d, %s", code, stderr)
 	}
 }
@@ -131,7 +131,7 @@ func TestObserve(t *testing.T) {
 		t.Errorf("the log, whose windows are open, has %+v", logged)
 	}
 	for args, want := range map[string]int{"--last 1": 1, "--verdict allow": 1, "--policy a/db --verdict allow": 1, "--namespace nowhere": 0, "--since 1h --pod free --last 1": 1} {
-		out, stderr, code := w.portcullis(append([]string{"observe", "--socket", w.socket}, strings.Fields(args)...)...)
+		out, stderr, code := w.asked(append([]string{"observe", "--socket", w.socket}, strings.Fields(args)...)...)
 		if n := strings.Count(out, "\n"); code != 0 || n != want || stderr != "" {
 			t.Errorf("observe %s: exit code %d, %d lines, want %d\n%s%s", args, code, n, want, out, stderr)
 		}
@@ -190,7 +190,7 @@ func TestTop(t *testing.T) {
 	w.start()
 	w.expect("allow tcp4 a/web a/db:80\ndeny tcp4 a/web a/db:6379")
 	w.flood(50)
-	out, stderr, code := w.portcullis("top", "--socket", w.socket, "--interval", "200ms")
+	out, stderr, code := w.asked("top", "--socket", w.socket, "--interval", "200ms")
 	lines := strings.Split(out, "\n")
 	if code != 0 || stderr != "" || len(lines) < 6 || !strings.HasPrefix(lines[1], lab.NodeName) || strings.Join(strings.Fields(lines[3]), " ") != "COUNT RATE/S LAST FROM TO PORT BY" {
 		t.Fatalf("exit code %d, %s\n%s", code, stderr, out)
@@ -198,7 +198,7 @@ func TestTop(t *testing.T) {
 	if f := strings.Fields(lines[4]); len(f) != 7 || f[0] != "50" || f[3] != "b/free" || f[4] != "a/db" || f[5] != "5000/UDP" || f[6] != "a/db" {
 		t.Errorf("first: %q", f)
 	}
-	out, _, code = w.portcullis("top", "--socket", w.socket, "--interval", "200ms", "--once", "-o", "json")
+	out, _, code = w.asked("top", "--socket", w.socket, "--interval", "200ms", "--once", "-o", "json")
 	var s struct {
 		Node      string
 		Decisions map[string]uint64
@@ -217,7 +217,7 @@ func TestExplainAgent(t *testing.T) {
 	w.apply("other.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {namespace: a, name: far, labels: {app: db}}\nspec: {nodeName: node-9}\nstatus: {phase: Running, podIP: 10.1.9.9}\n")
 	w.start()
 	ask := func(args string) (string, string, int) {
-		return w.portcullis(append(strings.Fields(args), "--agent", w.socket)...)
+		return w.asked(append(strings.Fields(args), "--agent", w.socket)...)
 	}
 	for args, want := range map[string][]string{
 		"explain --from b/free --to a/db --port 80":         {"DENY ", "none of its ingress rules admits this", "ingress rule 0 of a/db admits TCP 80, but not b/free"},
@@ -250,7 +250,7 @@ func TestDiff(t *testing.T) {
 	w.start()
 	diff := func(dir string, args ...string) (string, int) {
 		w.Helper()
-		out, stderr, code := w.portcullis(append([]string{"diff", "--agent", w.socket, "--manifests", dir}, args...)...)
+		out, stderr, code := w.asked(append([]string{"diff", "--agent", w.socket, "--manifests", dir}, args...)...)
 		if stderr != "" {
 			w.Errorf("diff: %s", stderr)
 		}
@@ -308,7 +308,7 @@ func TestDiff(t *testing.T) {
 		return nil
 	})
 	w.must(w.stop(syscall.SIGTERM))
-	if _, stderr, code := w.portcullis("diff", "--agent", w.socket, "--manifests", w.dir); code != 2 || strings.Count(stderr, "\n") != 1 {
+	if _, stderr, code := w.asked("diff", "--agent", w.socket, "--manifests", w.dir); code != 2 || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("without an agent: exit code %d, %s", code, stderr)
 	}
 }

@@ -21,7 +21,7 @@ func recordWorld(t *testing.T, name string, mode lab.Mode) *world {
 	w.pod(mode, "a/db", 12, "app=db")
 	w.pod(mode, "b/free", 13, "app=free")
 	w.host("outside", "172.17.0.5", "fd00:17::5")
-	w.command("iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.1", "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", w.lab.IP4("a/db").String()+":6379")
+	w.asked("iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.1", "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", w.lab.IP4("a/db").String()+":6379")
 	return w
 }
 
@@ -89,7 +89,7 @@ func recordsAll(t *testing.T, w *world) {
 		t.Errorf("%v observed, %v written, %v decided", n, w.metric("portcullis_decision_log_records_total"), w.metric("portcullis_decisions_total"))
 	}
 	proposed := w.suggest("3 policies")
-	if out, _, code := w.portcullis("replay", "--log", w.log, "--manifests", w.dir, "--policies", proposed); code != 0 || !strings.Contains(out, "0 would be denied, 0 would be allowed, 11 unchanged") {
+	if out, _, code := w.asked("replay", "--log", w.log, "--manifests", w.dir, "--policies", proposed); code != 0 || !strings.Contains(out, "0 would be denied, 0 would be allowed, 11 unchanged") {
 		t.Errorf("replay ends with %d: %s", code, out)
 	}
 	text, err := os.ReadFile(filepath.Join(proposed, "suggested.yaml"))

@@ -74,6 +74,7 @@ func TestAgentOnAPIServer(t *testing.T) {
 			t.Errorf("%s: exit code %d, %s", a.args, code, out.String())
 		}
 	}
+	observeNobody(t, kubeconfig)
 
 	plane.StopAPI()
 	eventually(t, "the metrics say that the watch is broken", func() bool {
@@ -145,6 +146,37 @@ func populate(t *testing.T, kubeconfig string) {
 		Spec:       networkingv1.NetworkPolicySpec{PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}},
 	}, metav1.CreateOptions{})
 	must(err)
+}
+
+// observeNobody asks agents that aren't there, and one whose pod doesn't run.
+func observeNobody(t *testing.T, kubeconfig string) {
+	t.Helper()
+	ask := func(want string) {
+		t.Helper()
+		for _, command := range []string{"observe", "observe -f", "top --once"} {
+			stdout, stderr, code := runPure(strings.NewReader(""), append(strings.Fields(command), "--kubeconfig", kubeconfig)...)
+			if code != 1 || stdout != "" || !strings.Contains(stderr, want) || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("%s: exit code %d, %q, %q; want one line with %q", command, code, stdout, stderr, want)
+			}
+		}
+	}
+	ask("there is no agent's pod in namespace portcullis")
+	c, err := kube.Connect(kube.Config{Kubeconfig: kubeconfig})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "portcullis"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.CoreV1().Pods("portcullis").Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "portcullis-x", Labels: map[string]string{"app.kubernetes.io/name": "portcullis"}},
+		Spec:       corev1.PodSpec{NodeName: "n7", Containers: []corev1.Container{{Name: "agent", Image: "i"}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask("node n7: its agent, pod portcullis/portcullis-x, doesn't run")
 }
 
 // get asks the agent's own pages, "" while there is no answer.

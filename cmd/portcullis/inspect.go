@@ -124,7 +124,7 @@ const historyHeader = "Portcullis-History"
 // answerDecisions writes the last decisions as the log's lines, and with ?follow those
 // that come after them. Who reads slowly is told how many he lost.
 func (a *agent) answerDecisions(w http.ResponseWriter, r *http.Request) {
-	lines, subscriber := a.inspector.tap.Last(r.URL.Query().Has("follow"))
+	lines, subscriber := a.inspect.tap.Last(r.URL.Query().Has("follow"))
 	if subscriber != nil {
 		defer subscriber.Close()
 	}
@@ -158,7 +158,7 @@ const maxDenied = 200
 
 // sample gives the agent's figures for top.
 func (a *agent) sample() *live.Sample {
-	s := &live.Sample{Node: a.options.node, Started: a.inspector.started, Decisions: map[string]uint64{}}
+	s := &live.Sample{Node: a.options.node, Started: a.inspect.started, Decisions: map[string]uint64{}}
 	if snapshot := a.engine.Snapshot(); snapshot != nil {
 		s.Generation = snapshot.Generation()
 	}
@@ -168,7 +168,7 @@ func (a *agent) sample() *live.Sample {
 	if queues != nil {
 		fillSample(s, queues.Stats())
 	}
-	for _, d := range a.inspector.tap.Denied() {
+	for _, d := range a.inspect.tap.Denied() {
 		if len(s.Denied) == maxDenied {
 			break
 		}
@@ -192,7 +192,7 @@ func (a *agent) answerState(w http.ResponseWriter, _ *http.Request) {
 var errNoState = errors.New("the agent has no state yet: it isn't ready")
 
 func (a *agent) believed() (*diff.State, error) {
-	i := a.inspector
+	i := a.inspect
 	i.mu.Lock()
 	if i.objects == nil {
 		i.mu.Unlock()

@@ -27,7 +27,7 @@ const (
 
 // cluster gives the policy in force as explain asks it.
 func (a *agent) cluster(w http.ResponseWriter, r *http.Request) (*explain.Cluster, bool) {
-	objects, snapshot := a.inspector.current()
+	objects, snapshot := a.inspect.current()
 	if snapshot == nil {
 		http.Error(w, errNoState.Error(), http.StatusServiceUnavailable)
 		return nil, false

@@ -27,13 +27,13 @@ type observer struct {
 	show     *show
 	troubles *troubles
 	started  time.Time
-	events   chan observed
+	events   chan observation
 	latest   latest
 }
 
-// observed is what an agent's reader has to say: a record, that all from before the
+// observation is what an agent's reader has to say: a record, that all from before the
 // question have been told, or that the agent gave no answer.
-type observed struct {
+type observation struct {
 	agent            agentSource
 	record           *live.Record
 	old              bool // the record is from before the question
@@ -62,7 +62,7 @@ func (l *latest) of(name string) time.Time {
 
 func newObserver(o *observeOptions, f *fleet, s *show, t *troubles) *observer {
 	return &observer{observeOptions: o, fleet: f, show: s, troubles: t, started: time.Now(),
-		events: make(chan observed, 64), latest: latest{at: map[string]time.Time{}}}
+		events: make(chan observation, 64), latest: latest{at: map[string]time.Time{}}}
 }
 
 func (o *observer) run(ctx context.Context) error {
@@ -129,7 +129,7 @@ func (o *observer) talk(first map[string]bool) func(context.Context, agentSource
 				since = o.started
 			}
 		}
-		say := func(e observed) error {
+		say := func(e observation) error {
 			select {
 			case o.events <- e:
 				return nil
@@ -146,14 +146,14 @@ func (o *observer) talk(first map[string]bool) func(context.Context, agentSource
 			if !o.filter.Match(r) || old && !since.IsZero() && !r.Time.After(since) {
 				return nil
 			}
-			return say(observed{agent: a, record: r, old: old && isFirst})
+			return say(observation{agent: a, record: r, old: old && isFirst})
 		}, func() {
 			caughtUp = true
 			o.troubles.over(a.name())
-			say(observed{agent: a, caughtUp: isFirst}) // an error is that ctx has ended
+			say(observation{agent: a, caughtUp: isFirst}) // an error is that ctx has ended
 		})
 		if !caughtUp && isFirst {
-			say(observed{agent: a, failed: true})
+			say(observation{agent: a, failed: true})
 		}
 		return err
 	}

@@ -28,21 +28,21 @@ const repairInterval = 2 * time.Second
 // agent holds the parts together: state comes in from the source, is compiled
 // and swapped into the engine, and the kernel is told which pods are isolated.
 type agent struct {
-	options   *agentOptions
-	log       *slog.Logger
-	engine    *verdict.Engine
-	kernel    *filter.Kernel
-	audit     *audit.Log
-	logFile   *audit.File  // nil if the decision log isn't in a file
-	events    *kube.Events // nil unless events are written on denied pods
-	source    source
-	compiler  *policycache.Compiler
-	queueCfg  filter.QueueConfig
-	metrics   *metrics
-	revoker   *filter.Revoker
-	vacated   vacated
-	spoof     *antiSpoof // nil without --anti-spoof
-	inspector *inspector
+	options  *agentOptions
+	log      *slog.Logger
+	engine   *verdict.Engine
+	kernel   *filter.Kernel
+	audit    *audit.Log
+	logFile  *audit.File  // nil if the decision log isn't in a file
+	events   *kube.Events // nil unless events are written on denied pods
+	source   source
+	compiler *policycache.Compiler
+	queueCfg filter.QueueConfig
+	metrics  *metrics
+	revoker  *filter.Revoker
+	vacated  vacated
+	spoof    *antiSpoof // nil without --anti-spoof
+	inspect  *inspector
 
 	mu     sync.Mutex
 	queues *filter.Queues
@@ -157,22 +157,22 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	if err != nil {
 		return nil, err
 	}
-	inspector := newInspector()
-	decisions, file, err := o.decisions.open(o.node, stdout, inspector.tapFor(o.socket), denied(events))
+	inspect := newInspector()
+	decisions, file, err := o.decisions.open(o.node, stdout, inspect.tapFor(o.socket), denied(events))
 	if err != nil {
 		return nil, err
 	}
 	a := &agent{
-		options:   o,
-		log:       log,
-		engine:    verdict.NewEngine(),
-		kernel:    kernel,
-		audit:     decisions,
-		logFile:   file,
-		events:    events,
-		source:    source,
-		compiler:  policycache.NewCompiler(o.node, log),
-		inspector: inspector,
+		options:  o,
+		log:      log,
+		engine:   verdict.NewEngine(),
+		kernel:   kernel,
+		audit:    decisions,
+		logFile:  file,
+		events:   events,
+		source:   source,
+		compiler: policycache.NewCompiler(o.node, log),
+		inspect:  inspect,
 		queueCfg: filter.QueueConfig{
 			Base:       uint16(o.queueBase),
 			Count:      o.queues,
@@ -232,7 +232,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	_ = a.kernel.SetIsolated(isolated)
 	a.noteParts()
 	a.spoof.look()
-	a.inspector.applyNow(objects, snapshot)
+	a.inspect.applyNow(objects, snapshot)
 	a.log.Debug("policy in force", "generation", snapshot.Generation(), "pods", len(objects.Pods),
 		"policies", len(objects.Policies), "isolatedAddresses", len(isolated), "took", time.Since(start))
 	if err := a.install(); err != nil {
@@ -342,7 +342,7 @@ func (a *agent) repair() {
 	if len(repaired) > 0 {
 		a.revoker.Everything() // the gate may have stood open
 	}
-	a.inspector.noteRepairs(repaired)
+	a.inspect.noteRepairs(repaired)
 	a.mu.Lock()
 	a.note("the kernel's rules can't be checked or repaired", &a.state.repair, err)
 	a.mu.Unlock()

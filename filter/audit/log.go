@@ -259,7 +259,6 @@ func (l *Log) decided(rec *Record) {
 		defer func() { l.made = false }()
 	}
 	switch {
-	case len(l.sinks) == 0 && l.cfg.Denied == nil:
 	case !l.selected(&rec.Decision):
 		l.unselected.Add(1)
 	case rec.Revoked: // once, so there is no repeat to wait for
