@@ -44,6 +44,7 @@ type Compiler struct {
 	nextPolicy uint64
 	tables     map[string]*table // those that pods have, by tableKey
 	wide       map[*table]bool   // those of them that depend on bitmaps
+	matches    verdict.Matches   // what tables have alike
 	claims     claims
 	nodeAddrs  nodeAddrs
 

@@ -152,6 +152,7 @@ func (w *compilation) table(direction string, policies []*policy, ports []verdic
 		}
 		t = &table{Table: build(list), key: string(key), hash: maphash.Bytes(w.seed, key), namespace: n}
 		w.tables[t.key] = t
+		w.matches.Share(t.Table)
 		w.work.Tables++
 		if t.DependsOnBits() {
 			t.policies = slices.Clone(policies)
@@ -168,6 +169,7 @@ func (w *compilation) dropTable(t *table) {
 		return
 	}
 	if t.users--; t.users == 0 {
+		w.matches.Drop(t.Table)
 		delete(w.wide, t)
 		if w.tables[t.key] == t {
 			delete(w.tables, t.key)

@@ -137,6 +137,8 @@ func (e *end) meaning() uint64 {
 // stampSlot spreads addresses over the stamps.
 func (k *addrKey) stampSlot() uint64 { return k.hash() >> 54 }
 
+var Stage int
+
 // Generation numbers the snapshot; a later one has a greater number.
 func (s *Snapshot) Generation() uint64 { return s.generation }
 
@@ -187,16 +189,22 @@ func (s *Snapshot) decide(f *Flow, key *flowKey, d *Decision) {
 		d.refuse(f)
 		return
 	}
+	if Stage == 1 {
+		return
+	}
 	src, dst := s.ends.find(&key.src), s.ends.find(&key.dst)
 	d.Src, d.Dst = src.endpoint, dst.endpoint
-	d.Egress.open(src, src.egress)
-	d.Ingress.open(dst, dst.ingress)
+	d.Egress.open(src, src.egress, true)
+	d.Ingress.open(dst, dst.ingress, false)
 	if reason := exempt(f, src, dst); reason != ReasonNone {
 		d.Verdict, d.Reason = Allow, reason
 		return
 	}
 	if f.Defect != ReasonNone {
 		d.refuse(f)
+		return
+	}
+	if Stage == 2 {
 		return
 	}
 	// Both tables are read before either is followed any further: the
@@ -208,13 +216,15 @@ func (s *Snapshot) decide(f *Flow, key *flowKey, d *Decision) {
 	if dst.ingress != nil {
 		openIn = dst.ingress.open(f, &nobody)
 	}
+	if Stage == 3 {
+		d.Egress.row = uint32(openOut + openIn)
+		return
+	}
 	if src.egress != nil {
-		ref, ok := src.egress.admit(s, dst, &key.dst, f, openOut, dst)
-		d.Egress.close(ref, ok)
+		d.Egress.close(src.egress.admit(s, src, dst, &key.dst, f, openOut, dst))
 	}
 	if dst.ingress != nil {
-		ref, ok := dst.ingress.admit(s, src, &key.src, f, openIn, &nobody)
-		d.Ingress.close(ref, ok)
+		d.Ingress.close(dst.ingress.admit(s, dst, src, &key.src, f, openIn, &nobody))
 	}
 	d.conclude()
 }
@@ -249,22 +259,12 @@ func (e *end) isNodeOf(pod *end) bool {
 }
 
 // open notes whether the end is judged and isolated, and allows until close says otherwise.
-func (d *Side) open(e *end, t *Table) {
-	d.Verdict, d.Judged = Allow, e.judged
-	if t != nil {
-		d.Isolated = true
-		d.Policies = t.policies
-	}
+func (d *Side) open(e *end, m *match, egress bool) {
+	d.Verdict, d.Judged, d.Isolated, d.egress, d.pod = Allow, e.judged, m != nil, egress, e.endpoint
 }
 
-// close notes the outcome of an isolated end.
-func (d *Side) close(ref RuleRef, admitted bool) {
-	if admitted {
-		d.AllowedBy = ref
-		return
-	}
-	d.Verdict = Deny
-}
+// close notes the outcome of an isolated end: the row that admits the flow, or 0.
+func (d *Side) close(row uint32) { d.row, d.Verdict = row, Verdict(min(row, uint32(Allow))) }
 
 // refuse concludes for a flow that can't be held against rules: an isolated end
 // turns it away, and so does not knowing the ends at all.
@@ -289,7 +289,7 @@ func (d *Decision) refuse(f *Flow) {
 // conclude draws the verdict from both sides.
 func (d *Decision) conclude() {
 	switch {
-	case d.Egress.Verdict == Deny || d.Ingress.Verdict == Deny:
+	case d.Egress.Verdict&d.Ingress.Verdict == Deny: // one is enough
 		d.Verdict, d.Reason = Deny, ReasonNoRule
 	case d.Egress.Isolated || d.Ingress.Isolated:
 		d.Verdict, d.Reason = Allow, ReasonRule
