@@ -18,7 +18,7 @@ func TestChangesBuildOnlyWhatTheyConcern(t *testing.T) {
 		"namespace-of-1000-pods": {Endpoints: 1_010},
 		"node":                   {},
 	}
-	town := newTown(3_000, 3_000)
+	town := newTown("", 3_000, 3_000)
 	for _, c := range changes {
 		most, ok := most[c.name]
 		if !ok {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -48,7 +47,6 @@ type Compiler struct {
 	claims     claims
 	nodeAddrs  nodeAddrs
 
-	versions  map[string]string   // the policies' resourceVersions; never changed once shared
 	invalid   map[*policy]bool    // those with mistakes
 	badAudits map[*namespace]bool // those whose annotation can't be understood
 	problems  []Problem
@@ -93,9 +91,11 @@ func (c *Compiler) Work() Work { return c.work }
 // order in which it is.
 type compilation struct {
 	*Compiler
+	key             []byte              // of tableKey, written over and over
+	ports           []verdict.NamedPort // of relevantPorts, likewise
 	subjects        []*subject          // new ones, whose policies aren't known yet
-	stalePods       map[*pod]bool       // whose endpoints have to be made anew
-	staleAddrs      map[netip.Addr]bool // that may have another pod
+	stalePods       []*pod              // whose endpoints have to be made anew
+	staleAddrs      []netip.Addr        // that may have another pod, some twice
 	staleNodeAddrs  map[netip.Addr]bool // that may have other nodes
 	problemsChanged bool
 }
@@ -104,10 +104,7 @@ type compilation struct {
 // states that a compiler is given come from one source, none left out: see
 // Objects.Changed.
 func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
-	w := &compilation{
-		Compiler:  c,
-		stalePods: map[*pod]bool{}, staleAddrs: map[netip.Addr]bool{}, staleNodeAddrs: map[netip.Addr]bool{},
-	}
+	w := &compilation{Compiler: c, staleNodeAddrs: map[netip.Addr]bool{}}
 	c.work = Work{}
 	changed := o.Changed
 	if c.generation == 0 || changed == nil {
@@ -125,11 +122,10 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 	for _, key := range changed.Policies {
 		w.changePolicy(key, o.Policies[key])
 	}
-	w.noteVersions(changed.Policies)
 	for _, s := range w.subjects {
 		s.findPolicies(c.podLabels)
 	}
-	change := verdict.Change{Versions: c.versions}
+	change := verdict.Change{Versions: w.versions(changed.Policies)}
 	change.NamespaceBits, change.PodBits = w.shareBits()
 	w.buildEndpoints(change.NamespaceBits, change.PodBits)
 	change.Owners, change.Nodes = w.changedAddrs()
@@ -142,23 +138,20 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 	return c.snapshot
 }
 
-// noteVersions keeps the resourceVersions with which the policies came that have
-// changed. Nothing is compiled anew for another one.
-func (w *compilation) noteVersions(keys []string) {
-	if len(keys) == 0 {
-		return
-	}
-	w.versions = maps.Clone(w.versions)
-	if w.versions == nil {
-		w.versions = map[string]string{}
-	}
+// versions gives the policies' resourceVersions that have changed. Nothing is
+// compiled anew for another one.
+func (w *compilation) versions(keys []string) map[string]string {
+	versions := map[string]string{}
 	for _, key := range keys {
-		if p := w.policies[key]; p != nil && p.source.ResourceVersion != "" {
-			w.versions[key] = p.source.ResourceVersion
-		} else {
-			delete(w.versions, key)
+		version := ""
+		if p := w.policies[key]; p != nil {
+			version = p.source.ResourceVersion
+		}
+		if version != w.snapshot.PolicyVersion(key) {
+			versions[key] = version
 		}
 	}
+	return versions
 }
 
 // shareBits gives the bitmaps for the new snapshot. Tables that were compiled
@@ -175,7 +168,7 @@ func (w *compilation) shareBits() (namespaceBits, podBits []verdict.Bits) {
 		for _, s := range t.namespace.subjects {
 			for _, p := range s.pods {
 				if p.ingress == t || p.egress == t {
-					w.stalePods[p] = true
+					w.stale(p)
 				}
 			}
 		}
@@ -186,11 +179,13 @@ func (w *compilation) shareBits() (namespaceBits, podBits []verdict.Bits) {
 // buildEndpoints makes what decisions need of the pods that have changed, or
 // whose policies have.
 func (w *compilation) buildEndpoints(namespaceBits, podBits []verdict.Bits) {
-	for p := range w.stalePods {
+	w.staleAddrs = slices.Grow(w.staleAddrs, 2*len(w.stalePods))
+	for _, p := range w.stalePods {
+		p.stale = false
 		ingress, egress := p.ingress, p.egress
 		p.ingress, p.egress, p.endpoint = nil, nil, nil
 		if p.subject != nil {
-			if w.node == "" || p.Node == w.node {
+			if w.judges(p) {
 				p.ingress = w.ingressTable(p, namespaceBits, podBits)
 				p.egress = w.egressTable(p, namespaceBits, podBits)
 			}
@@ -199,9 +194,7 @@ func (w *compilation) buildEndpoints(namespaceBits, podBits []verdict.Bits) {
 		}
 		w.dropTable(ingress)
 		w.dropTable(egress)
-		for _, a := range p.claimed() {
-			w.staleAddrs[a] = true
-		}
+		w.staleAddrs = append(w.staleAddrs, p.claimed()...)
 	}
 }
 
@@ -212,7 +205,7 @@ func (w *compilation) endpoint(p *pod) *verdict.Endpoint {
 		Name:           p.Name,
 		Node:           p.Node,
 		Addrs:          p.IPs,
-		Judged:         w.node == "" || p.Node == w.node,
+		Judged:         w.judges(p),
 		NamespaceIndex: p.subject.namespace.labels,
 		LabelsIndex:    p.subject.labels,
 		Ports:          p.Ports,
@@ -268,7 +261,7 @@ func writeNumber(h *maphash.Hash, n uint64) {
 // than in the snapshot before.
 func (w *compilation) changedAddrs() (map[netip.Addr]*verdict.Endpoint, map[netip.Addr][]string) {
 	owners, nodes := make(map[netip.Addr]*verdict.Endpoint, len(w.staleAddrs)), map[netip.Addr][]string{}
-	for a := range w.staleAddrs {
+	for _, a := range w.staleAddrs {
 		var e *verdict.Endpoint
 		if p := w.claims.owner(a); p != nil {
 			e = p.endpoint

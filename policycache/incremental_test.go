@@ -136,10 +136,3 @@ func sameDecision(got, want *verdict.Decision) string {
 	}
 	return ""
 }
-
-func keyOfPod(e *verdict.Endpoint) string {
-	if e == nil {
-		return ""
-	}
-	return e.Key()
-}

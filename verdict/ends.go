@@ -3,6 +3,7 @@ package verdict
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 )
 
 // addrKey is an address as two numbers, in which IPv4 is 4-in-6. (IPv6 addresses
@@ -61,12 +62,9 @@ type end struct {
 var nobody end
 
 // newEnd gives the end of an address. It is unused if the address is neither a
-// pod's nor a node's.
-func newEnd(k addrKey, pod *Endpoint, nodes []string) end {
-	e := end{addrKey: k, used: pod != nil || len(nodes) > 0}
-	if len(nodes) > 0 {
-		e.nodes = &nodes
-	}
+// pod's nor a node's, whose names are nil then.
+func newEnd(k addrKey, pod *Endpoint, nodes *[]string) end {
+	e := end{addrKey: k, nodes: nodes, used: pod != nil || nodes != nil}
 	if pod == nil {
 		return e
 	}
@@ -87,8 +85,10 @@ func nameBit(proto Protocol, port uint16) uint32 {
 	return 1 << ((uint32(port) ^ uint32(port)>>5 ^ uint32(proto)) & 31)
 }
 
-// pageEnds is how many ends are copied together when one of them changes.
-const pageEnds = 64
+// pageEnds is how many ends are copied together when one of them changes: few, since
+// a policy of a thousand pods changes ends all over the table; but all pages' pointers
+// are copied with each change, and lie on a decision's way.
+const pageEnds = 16
 
 type page [pageEnds]end
 
@@ -145,21 +145,21 @@ func (t *endTable) each(yield func(*end)) {
 // to it.
 type endEdit struct {
 	endTable
-	own []bool // pages that no other table has
+	shared []*page // of the table that was there before, nil for none
 }
 
 func (t *endTable) edit() *endEdit {
-	e := &endEdit{endTable: *t, own: make([]bool, len(t.pages))}
-	e.pages = append([]*page(nil), t.pages...)
+	e := &endEdit{endTable: *t, shared: t.pages}
+	e.pages = slices.Clone(t.pages)
 	return e
 }
 
 // write gives a slot to write to.
 func (t *endEdit) write(slot uint64) *end {
 	i := slot / pageEnds & uint64(len(t.pages)-1)
-	if !t.own[i] {
+	if t.shared != nil && t.pages[i] == t.shared[i] {
 		p := *t.pages[i]
-		t.pages[i], t.own[i] = &p, true
+		t.pages[i] = &p
 	}
 	return &t.pages[i][slot%pageEnds]
 }
@@ -210,11 +210,7 @@ func (t *endEdit) remove(slot uint64) {
 
 // grow doubles the table.
 func (t *endEdit) grow() {
-	larger := newEndTable(2 * len(t.pages))
-	next := larger.edit()
-	for i := range next.own {
-		next.own[i] = true
-	}
+	next := endEdit{endTable: newEndTable(2 * len(t.pages))}
 	t.each(func(e *end) { next.put(*e) })
-	*t = *next
+	*t = next
 }

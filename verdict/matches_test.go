@@ -1,7 +1,6 @@
 package verdict
 
 import (
-	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
@@ -132,7 +131,7 @@ func TestLinesOfADecision(t *testing.T) {
 	}
 	for range 100 {
 		if at := uintptr(unsafe.Pointer(newNarrow(nil, nil, 0))); at%line != 0 {
-			t.Fatal(fmt.Sprintf("a match begins %d bytes behind a line's edge", at%line))
+			t.Fatalf("a match begins %d bytes behind a line's edge", at%line)
 		}
 	}
 }

@@ -39,9 +39,11 @@ type Change struct {
 	Owners map[netip.Addr]*Endpoint
 	Nodes  map[netip.Addr][]string
 	// NamespaceBits and PodBits are as in Input. Those that haven't changed may
-	// be the ones of before, and so may Versions.
+	// be the ones of before.
 	NamespaceBits, PodBits []Bits
-	Versions               map[string]string
+	// Versions hold the policies whose versions are others than before, as in
+	// Input: "" for those that have none any more.
+	Versions map[string]string
 }
 
 // Snapshot is the cluster's compiled policy at one moment. It is immutable;
@@ -50,7 +52,7 @@ type Snapshot struct {
 	generation             uint64
 	ends                   endTable
 	namespaceBits, podBits []Bits
-	versions               map[string]string
+	versions               versions
 	isolated, judged       *addrList
 	// stamps hold, by an address's slot, the generation in which the meaning
 	// of some address of that slot last changed.
@@ -61,9 +63,10 @@ type Snapshot struct {
 // first: addresses that mean the same in both keep their stamps, so that
 // cached verdicts between them stay usable.
 func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
-	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits, in.Versions}
+	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits, map[string]string{}}
 	maps.Copy(c.Owners, in.Owners)
 	maps.Copy(c.Nodes, in.Nodes)
+	maps.Copy(c.Versions, in.Versions)
 	if prev == nil {
 		prev = &Snapshot{ends: newEndTable(1), isolated: new(addrList), judged: new(addrList)}
 		for i := range prev.stamps {
@@ -79,18 +82,22 @@ func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
 			c.Nodes[a] = nil
 		}
 	})
+	for policy := range prev.versions.together() {
+		if in.Versions[policy] == "" {
+			c.Versions[policy] = ""
+		}
+	}
 	return prev.Next(c)
 }
 
 // Next makes the snapshot that follows this one, which stays as it is. It costs
 // what has changed, and shares all else.
 func (s *Snapshot) Next(c Change) *Snapshot {
-	n := &Snapshot{generation: c.Generation, namespaceBits: c.NamespaceBits, podBits: c.PodBits, versions: c.Versions, stamps: s.stamps}
+	n := &Snapshot{generation: c.Generation, namespaceBits: c.NamespaceBits, podBits: c.PodBits, versions: s.versions.with(c.Versions), stamps: s.stamps}
 	ends := s.ends.edit()
 	var isolated, judged addrChange
-	change := func(a netip.Addr, pod *Endpoint, nodes []string) {
-		k := keyOf(a)
-		old, now := s.ends.find(&k), newEnd(k, pod, nodes)
+	change := func(a netip.Addr, k addrKey, old *end, pod *Endpoint, nodes *[]string) {
+		now := newEnd(k, pod, nodes)
 		if old.meaning() != now.meaning() {
 			n.stamps[k.stampSlot()] = n.generation
 		}
@@ -99,20 +106,32 @@ func (s *Snapshot) Next(c Change) *Snapshot {
 		ends.put(now)
 	}
 	for a, pod := range c.Owners {
-		nodes, ok := c.Nodes[a]
-		if !ok {
-			nodes = s.nodesOf(a)
+		k := keyOf(a)
+		old := s.ends.find(&k)
+		nodes := old.nodes
+		if names, changed := c.Nodes[a]; changed {
+			nodes = nodesOrNil(names)
 		}
-		change(a, pod, nodes)
+		change(a, k, old, pod, nodes)
 	}
-	for a, nodes := range c.Nodes {
+	for a, names := range c.Nodes {
 		if _, done := c.Owners[a]; !done {
-			change(a, s.Endpoint(a), nodes)
+			k := keyOf(a)
+			old := s.ends.find(&k)
+			change(a, k, old, old.endpoint, nodesOrNil(names))
 		}
 	}
 	n.ends = ends.endTable
 	n.isolated, n.judged = isolated.apply(s.isolated), judged.apply(s.judged)
 	return n
+}
+
+// nodesOrNil is nil for no nodes.
+func nodesOrNil(names []string) *[]string {
+	if len(names) == 0 {
+		return nil
+	}
+	return &names
 }
 
 var nodeSeed = maphash.MakeSeed()
@@ -172,7 +191,7 @@ func (s *Snapshot) Node(a netip.Addr) string {
 
 // PolicyVersion gives the version of a policy by its "namespace/name", "" when
 // there is none.
-func (s *Snapshot) PolicyVersion(policy string) string { return s.versions[policy] }
+func (s *Snapshot) PolicyVersion(policy string) string { return s.versions.of(policy) }
 
 // Decide judges a flow without any cache. It allocates nothing.
 func (s *Snapshot) Decide(f *Flow) Decision {
