@@ -145,8 +145,8 @@ func BenchmarkManyPoliciesOnOnePod(b *testing.B) {
 		b.Run(fmt.Sprintf("policies=%d", policies), func(b *testing.B) {
 			w := engine.NewWorker(0)
 			f := verdict.Flow{Src: netip.MustParseAddr("203.0.113.9"), Dst: PodIPv4(1), Proto: verdict.TCP, DstPort: 9}
-			if got := w.Decide(&f); got.Verdict != verdict.Deny || len(got.Ingress.Policies) < policies/2 {
-				b.Fatalf("%s by %d policies", got.Verdict, len(got.Ingress.Policies))
+			if got := w.Decide(&f); got.Verdict != verdict.Deny || len(got.Ingress.Policies()) < policies/2 {
+				b.Fatalf("%s by %d policies", got.Verdict, len(got.Ingress.Policies()))
 			}
 			b.ReportAllocs()
 			for b.Loop() {

@@ -18,7 +18,7 @@ func TestChangesBuildOnlyWhatTheyConcern(t *testing.T) {
 		"namespace-of-1000-pods": {Endpoints: 1_010},
 		"node":                   {},
 	}
-	town := newTown(3_000, 3_000)
+	town := newTown("", 3_000, 3_000)
 	for _, c := range changes {
 		most, ok := most[c.name]
 		if !ok {
@@ -41,6 +41,23 @@ func TestChangesBuildOnlyWhatTheyConcern(t *testing.T) {
 		}
 		if others > most.Endpoints {
 			t.Errorf("%s gave %d pods other tables, want at most %d", c.name, others, most.Endpoints)
+		}
+	}
+}
+
+// TestPoliciesConcernOnlyTheNodesPods: an agent builds nothing for the pods of other
+// nodes when a policy that selects them changes, which has no say in their decisions
+// there; when their namespace's labels change, it does.
+func TestPoliciesConcernOnlyTheNodesPods(t *testing.T) {
+	town := newTown("node-0", 3_000, 3_000)
+	for _, c := range changes {
+		c.change(town)
+		got := town.compiler.Work().Endpoints
+		switch {
+		case c.name == "policy-of-1000-pods" && (got == 0 || got > 20):
+			t.Errorf("%s built %d endpoints, want about ten", c.name, got)
+		case c.name == "namespace-of-1000-pods" && got < 1_000:
+			t.Errorf("%s built %d endpoints, want all of the namespace", c.name, got)
 		}
 	}
 }

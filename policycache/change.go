@@ -31,6 +31,7 @@ type pod struct {
 	subject         *subject // nil for one that claims no address
 	ingress, egress *table   // nil for none
 	endpoint        *verdict.Endpoint
+	stale           bool // is in compilation.stalePods
 }
 
 // difference finds out what differs from the state before by comparing
@@ -96,7 +97,7 @@ func (w *compilation) changeNamespace(name string, now *Namespace) {
 	w.namespaceLabels.dropSet(before)
 	if n.labels != before || n.audit != auditBefore || n.mode != modeBefore {
 		for _, s := range n.subjects {
-			w.rebuild(s)
+			w.rebuild(s, func(*pod) bool { return true })
 		}
 	}
 	w.leaveNamespace(n)
@@ -149,7 +150,7 @@ func (w *compilation) changePod(key string, now *Pod) {
 	}
 	left := p.subject
 	p.Pod, p.subject = now, nil
-	w.stalePods[p] = true
+	w.stale(p)
 	w.claim(p, before, now)
 	if now != nil {
 		w.nodeAddrs.add(now.Node, now.nodeIPs(), 1, w.nodeAddrChanged)
@@ -174,11 +175,11 @@ func (w *compilation) claim(p *pod, before, now *Pod) {
 	for _, a := range before.claimed() {
 		w.problemsChanged = w.problemsChanged || rivals(a)
 		w.claims.remove(a, p)
-		w.staleAddrs[a] = true
+		w.staleAddrs = append(w.staleAddrs, a)
 	}
 	for _, a := range now.claimed() {
 		w.claims.add(a, p)
-		w.staleAddrs[a] = true
+		w.staleAddrs = append(w.staleAddrs, a)
 	}
 }
 
@@ -213,7 +214,7 @@ func (w *compilation) changePolicy(key string, np *networkingv1.NetworkPolicy) {
 	}
 	for _, s := range n.subjects {
 		if s.replace(before, now, w.podLabels) {
-			w.rebuild(s)
+			w.rebuild(s, w.judges)
 		}
 	}
 	if before != nil {
@@ -235,12 +236,27 @@ func (w *compilation) mistakes(p *policy, come bool) {
 	}
 }
 
-// rebuild has the endpoints of a subject's pods made anew.
-func (w *compilation) rebuild(s *subject) {
+// rebuild has the endpoints of those of a subject's pods made anew that are
+// concerned.
+func (w *compilation) rebuild(s *subject, concerned func(*pod) bool) {
 	for _, p := range s.pods {
-		w.stalePods[p] = true
+		if concerned(p) {
+			w.stale(p)
+		}
 	}
 }
+
+// stale has a pod's endpoint made anew.
+func (w *compilation) stale(p *pod) {
+	if !p.stale {
+		p.stale = true
+		w.stalePods = append(w.stalePods, p)
+	}
+}
+
+// judges tells whether this compiler's snapshots decide for a pod: only those pods
+// have tables, and policies mean nothing to the others.
+func (c *Compiler) judges(p *pod) bool { return c.node == "" || p.Node == c.node }
 
 func (w *compilation) nodeAddrChanged(a netip.Addr) { w.staleNodeAddrs[a] = true }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -45,13 +44,13 @@ type Compiler struct {
 	nextPolicy uint64
 	tables     map[string]*table // those that pods have, by tableKey
 	wide       map[*table]bool   // those of them that depend on bitmaps
+	matches    verdict.Matches   // what tables have alike
 	claims     claims
 	nodeAddrs  nodeAddrs
 
 	unknown Unknown
 	ranges  *verdict.PodRanges
 
-	versions map[string]string   // the policies' resourceVersions; never changed once shared
 	invalid  map[*policy]bool    // those with mistakes
 	badWords map[annotated]error // annotations that can't be understood
 	problems []Problem
@@ -99,9 +98,11 @@ func (c *Compiler) Work() Work { return c.work }
 // order in which it is.
 type compilation struct {
 	*Compiler
+	key             []byte              // of tableKey, written over and over
+	ports           []verdict.NamedPort // of relevantPorts, likewise
 	subjects        []*subject          // new ones, whose policies aren't known yet
-	stalePods       map[*pod]bool       // whose endpoints have to be made anew
-	staleAddrs      map[netip.Addr]bool // that may have another pod
+	stalePods       []*pod              // whose endpoints have to be made anew
+	staleAddrs      []netip.Addr        // that may have another pod, some twice
 	staleNodeAddrs  map[netip.Addr]bool // that may have other nodes
 	problemsChanged bool
 }
@@ -110,10 +111,7 @@ type compilation struct {
 // states that a compiler is given come from one source, none left out: see
 // Objects.Changed.
 func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
-	w := &compilation{
-		Compiler:  c,
-		stalePods: map[*pod]bool{}, staleAddrs: map[netip.Addr]bool{}, staleNodeAddrs: map[netip.Addr]bool{},
-	}
+	w := &compilation{Compiler: c, staleNodeAddrs: map[netip.Addr]bool{}}
 	c.work = Work{}
 	changed := o.Changed
 	if c.generation == 0 || changed == nil {
@@ -131,13 +129,12 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 	for _, key := range changed.Policies {
 		w.changePolicy(key, o.Policies[key])
 	}
-	w.noteVersions(changed.Policies)
 	w.noteGiven(o.Given)
 	w.noteRanges()
 	for _, s := range w.subjects {
 		s.findPolicies(c.podLabels)
 	}
-	change := verdict.Change{Versions: c.versions, Ranges: c.ranges, AuditOnly: c.nodeMode(c.node) == verdict.ModeAuditOnly}
+	change := verdict.Change{Versions: w.versions(changed.Policies), Ranges: c.ranges, AuditOnly: c.nodeMode(c.node) == verdict.ModeAuditOnly}
 	change.NamespaceBits, change.PodBits = w.shareBits()
 	w.buildEndpoints(change.NamespaceBits, change.PodBits)
 	change.Owners, change.Nodes = w.changedAddrs()
@@ -150,23 +147,20 @@ func (c *Compiler) Compile(o *Objects) *verdict.Snapshot {
 	return c.snapshot
 }
 
-// noteVersions keeps the resourceVersions with which the policies came that have
-// changed. Nothing is compiled anew for another one.
-func (w *compilation) noteVersions(keys []string) {
-	if len(keys) == 0 {
-		return
-	}
-	w.versions = maps.Clone(w.versions)
-	if w.versions == nil {
-		w.versions = map[string]string{}
-	}
+// versions gives the policies' resourceVersions that have changed. Nothing is
+// compiled anew for another one.
+func (w *compilation) versions(keys []string) map[string]string {
+	versions := map[string]string{}
 	for _, key := range keys {
-		if p := w.policies[key]; p != nil && p.source.ResourceVersion != "" {
-			w.versions[key] = p.source.ResourceVersion
-		} else {
-			delete(w.versions, key)
+		version := ""
+		if p := w.policies[key]; p != nil {
+			version = p.source.ResourceVersion
+		}
+		if version != w.snapshot.PolicyVersion(key) {
+			versions[key] = version
 		}
 	}
+	return versions
 }
 
 // shareBits gives the bitmaps for the new snapshot. Tables that were compiled
@@ -183,7 +177,7 @@ func (w *compilation) shareBits() (namespaceBits, podBits []verdict.Bits) {
 		for _, s := range t.namespace.subjects {
 			for _, p := range s.pods {
 				if p.ingress == t || p.egress == t {
-					w.stalePods[p] = true
+					w.stale(p)
 				}
 			}
 		}
@@ -194,11 +188,13 @@ func (w *compilation) shareBits() (namespaceBits, podBits []verdict.Bits) {
 // buildEndpoints makes what decisions need of the pods that have changed, or
 // whose policies have.
 func (w *compilation) buildEndpoints(namespaceBits, podBits []verdict.Bits) {
-	for p := range w.stalePods {
+	w.staleAddrs = slices.Grow(w.staleAddrs, 2*len(w.stalePods))
+	for _, p := range w.stalePods {
+		p.stale = false
 		ingress, egress := p.ingress, p.egress
 		p.ingress, p.egress, p.endpoint = nil, nil, nil
 		if p.subject != nil {
-			if w.node == "" || p.Node == w.node {
+			if w.judges(p) {
 				p.ingress = w.ingressTable(p, namespaceBits, podBits)
 				p.egress = w.egressTable(p, namespaceBits, podBits)
 			}
@@ -207,9 +203,7 @@ func (w *compilation) buildEndpoints(namespaceBits, podBits []verdict.Bits) {
 		}
 		w.dropTable(ingress)
 		w.dropTable(egress)
-		for _, a := range p.claimed() {
-			w.staleAddrs[a] = true
-		}
+		w.staleAddrs = append(w.staleAddrs, p.claimed()...)
 	}
 }
 
@@ -220,7 +214,7 @@ func (w *compilation) endpoint(p *pod) *verdict.Endpoint {
 		Name:           p.Name,
 		Node:           p.Node,
 		Addrs:          p.IPs,
-		Judged:         w.node == "" || p.Node == w.node,
+		Judged:         w.judges(p),
 		AuditOnly:      w.auditOnly(p),
 		NamespaceIndex: p.subject.namespace.labels,
 		LabelsIndex:    p.subject.labels,
@@ -281,7 +275,7 @@ func writeNumber(h *maphash.Hash, n uint64) {
 // than in the snapshot before.
 func (w *compilation) changedAddrs() (map[netip.Addr]*verdict.Endpoint, map[netip.Addr][]string) {
 	owners, nodes := make(map[netip.Addr]*verdict.Endpoint, len(w.staleAddrs)), map[netip.Addr][]string{}
-	for a := range w.staleAddrs {
+	for _, a := range w.staleAddrs {
 		var e *verdict.Endpoint
 		if p := w.claims.owner(a); p != nil {
 			e = p.endpoint

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"testing"
 
@@ -133,19 +132,8 @@ func whose(s *verdict.Snapshot, a netip.Addr) string {
 
 // sameDecision compares verdicts and the whole of why.
 func sameDecision(got, want *verdict.Decision) string {
-	sides := func(d *verdict.Decision) string {
-		return fmt.Sprintf("%v %v %+v %+v %s %s", d.Verdict, d.Reason, d.Egress, d.Ingress, keyOfPod(d.Src), keyOfPod(d.Dst))
+	if got, want := answerOf(got), answerOf(want); got != want {
+		return fmt.Sprintf("%+v, want %+v", got, want)
 	}
-	if got.Verdict == want.Verdict && got.Reason == want.Reason && reflect.DeepEqual(got.Egress, want.Egress) &&
-		reflect.DeepEqual(got.Ingress, want.Ingress) && keyOfPod(got.Src) == keyOfPod(want.Src) && keyOfPod(got.Dst) == keyOfPod(want.Dst) {
-		return ""
-	}
-	return fmt.Sprintf("%s, want %s", sides(got), sides(want))
-}
-
-func keyOfPod(e *verdict.Endpoint) string {
-	if e == nil {
-		return ""
-	}
-	return e.Key()
+	return ""
 }

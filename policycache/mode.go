@@ -46,7 +46,7 @@ func (w *compilation) changeNodeMode(name string, before, now *Node) {
 	w.readMode("node", name, is)
 	for _, p := range w.pods {
 		if p.Pod != nil && p.Node == name {
-			w.stalePods[p] = true
+			w.stale(p)
 		}
 	}
 }

@@ -74,7 +74,7 @@ func answerOf(d *verdict.Decision) answer {
 		return e.Key()
 	}
 	side := func(s verdict.Side) answerSide {
-		return answerSide{s.Judged, s.Isolated, s.Verdict, strings.Join(s.Policies, ","), s.AllowedBy}
+		return answerSide{s.Judged, s.Isolated, s.Verdict, strings.Join(s.Policies(), ","), s.AllowedBy()}
 	}
 	return answer{d.Verdict, d.Reason, key(d.Src), key(d.Dst), side(d.Egress), side(d.Ingress)}
 }

@@ -82,7 +82,9 @@ func (c *Compiler) dropPolicy(p *policy) {
 	c.rules.drop(p.shared[1])
 	c.podLabels.dropSelector(p.selector)
 	for _, s := range p.peers {
-		c.namespaceLabels.dropSelector(s.Namespace)
+		if s.Namespace != verdict.SameNamespace {
+			c.namespaceLabels.dropSelector(s.Namespace)
+		}
 		c.podLabels.dropSelector(s.Pod)
 	}
 }
@@ -154,8 +156,7 @@ func (r *policyReader) peer(rule *verdict.Rule, peer *networkingv1.NetworkPolicy
 	if peer.PodSelector == nil && peer.NamespaceSelector == nil {
 		return errors.New("a peer must have a podSelector, a namespaceSelector or an ipBlock")
 	}
-	namespaces := labels.SelectorFromValidatedSet(labels.Set{corev1.LabelMetadataName: r.namespace})
-	pods := labels.Everything()
+	namespaces, pods := labels.Everything(), labels.Everything()
 	var err error
 	if peer.NamespaceSelector != nil {
 		if namespaces, err = parseSelector(peer.NamespaceSelector); err != nil {
@@ -167,7 +168,10 @@ func (r *policyReader) peer(rule *verdict.Rule, peer *networkingv1.NetworkPolicy
 			return fmt.Errorf("podSelector: %w", err)
 		}
 	}
-	s := verdict.PeerSelector{Namespace: r.namespaces.addSelector(namespaces), Pod: r.pods.addSelector(pods)}
+	s := verdict.PeerSelector{Namespace: verdict.SameNamespace, Pod: r.pods.addSelector(pods)}
+	if peer.NamespaceSelector != nil {
+		s.Namespace = r.namespaces.addSelector(namespaces)
+	}
 	r.peers = append(r.peers, s)
 	rule.Selectors = append(rule.Selectors, s)
 	return nil

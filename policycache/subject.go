@@ -116,7 +116,8 @@ func (t *table) reads(namespaces, pods map[uint32]bool) bool {
 // different numbers have different tables.
 func (w *compilation) ingressTable(p *pod, namespaceBits, podBits []verdict.Bits) *table {
 	policies := p.subject.ingress
-	relevant := relevantPorts(policies, p.Ports)
+	relevant := relevantPorts(w.ports[:0], policies, p.Ports)
+	w.ports = relevant
 	return w.table("ingress", policies, relevant, p.subject.namespace, func(list []verdict.Policy) *verdict.Table {
 		for i, p := range policies {
 			list[i].Rules = resolve(p.ingressRules, relevant)
@@ -143,7 +144,8 @@ func (w *compilation) table(direction string, policies []*policy, ports []verdic
 	if len(policies) == 0 {
 		return nil
 	}
-	key := tableKey(direction, policies, ports)
+	w.key = tableKey(w.key[:0], direction, policies, ports)
+	key := w.key
 	t := w.tables[string(key)]
 	if t == nil {
 		list := make([]verdict.Policy, len(policies))
@@ -152,6 +154,7 @@ func (w *compilation) table(direction string, policies []*policy, ports []verdic
 		}
 		t = &table{Table: build(list), key: string(key), hash: maphash.Bytes(w.seed, key), namespace: n}
 		w.tables[t.key] = t
+		w.matches.Share(t.Table)
 		w.work.Tables++
 		if t.DependsOnBits() {
 			t.policies = slices.Clone(policies)
@@ -168,6 +171,7 @@ func (w *compilation) dropTable(t *table) {
 		return
 	}
 	if t.users--; t.users == 0 {
+		w.matches.Drop(t.Table)
 		delete(w.wide, t)
 		if w.tables[t.key] == t {
 			delete(w.tables, t.key)
@@ -175,10 +179,10 @@ func (w *compilation) dropTable(t *table) {
 	}
 }
 
-// tableKey names a table by the policies in it, each version of which has a
+// tableKey appends what names a table by the policies in it, each version of which has a
 // number of its own, and the named ports that they were resolved by.
-func tableKey(direction string, policies []*policy, ports []verdict.NamedPort) []byte {
-	key := append(make([]byte, 0, 64), direction...)
+func tableKey(key []byte, direction string, policies []*policy, ports []verdict.NamedPort) []byte {
+	key = append(key, direction...)
 	for _, p := range policies {
 		key = binary.AppendUvarint(key, p.id)
 	}
@@ -191,10 +195,9 @@ func tableKey(direction string, policies []*policy, ports []verdict.NamedPort) [
 	return key
 }
 
-// relevantPorts gives those of a pod's named ports that the policies' ingress
+// relevantPorts appends those of a pod's named ports that the policies' ingress
 // rules name.
-func relevantPorts(policies []*policy, ports []verdict.NamedPort) []verdict.NamedPort {
-	var relevant []verdict.NamedPort
+func relevantPorts(relevant []verdict.NamedPort, policies []*policy, ports []verdict.NamedPort) []verdict.NamedPort {
 	for _, port := range ports {
 		named := verdict.PortName{Proto: port.Proto, Name: port.Name}
 		if slices.ContainsFunc(policies, func(p *policy) bool { return slices.Contains(p.names, named) }) {

@@ -47,7 +47,7 @@ func (w *compilation) noteGiven(given map[netip.Addr]string) {
 	}
 	for a := range w.claims.rivals {
 		if given[a] != w.claims.given[a] {
-			w.staleAddrs[a], w.problemsChanged = true, true
+			w.staleAddrs, w.problemsChanged = append(w.staleAddrs, a), true
 		}
 	}
 	w.claims.given = given

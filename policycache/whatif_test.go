@@ -140,9 +140,9 @@ func recordOf(f *verdict.Flow, d *verdict.Decision, at time.Time) *whatif.Record
 			return nil
 		}
 		r.Directions = append(r.Directions, name)
-		side := &whatif.Side{Verdict: s.Verdict.String(), Isolated: s.Isolated, Policies: s.Policies}
-		if s.AllowedBy.Policy != "" {
-			side.AllowedBy = &whatif.Rule{Policy: s.AllowedBy.Policy, Rule: s.AllowedBy.Rule}
+		side := &whatif.Side{Verdict: s.Verdict.String(), Isolated: s.Isolated, Policies: s.Policies()}
+		if s.AllowedBy().Policy != "" {
+			side.AllowedBy = &whatif.Rule{Policy: s.AllowedBy().Policy, Rule: s.AllowedBy().Rule}
 		}
 		return side
 	}

@@ -1,10 +1,18 @@
 package verdict
 
-import "slices"
+import (
+	"math"
+	"slices"
+)
 
 // SelectorID numbers a distinct selector within one snapshot: its bitmap in
 // Input.NamespaceBits or Input.PodBits.
 type SelectorID uint32
+
+// SameNamespace stands where a peer has no namespace selector: it matches the
+// namespace of the pod that the table isolates. So the tables of namespaces whose
+// policies are alike are alike, and no bitmap is read.
+const SameNamespace SelectorID = math.MaxUint32
 
 // scanLimit is the number of distinct selectors up to which an axis tests them
 // one by one. Most tables have fewer; testing one is a single load, so this
@@ -25,6 +33,8 @@ type axis struct {
 	// same selectors share a class; class 0 matches none.
 	classOf   []uint32
 	classRows rowSets
+	// same are the rows of SameNamespace, nil for none.
+	same rows
 }
 
 // axisBuilder collects which rows need which selector.
@@ -49,7 +59,8 @@ func (b *axisBuilder) add(s SelectorID, row int) {
 // build makes the axis. bits holds each selector's bitmap and is read for
 // tables of many selectors only.
 func (b *axisBuilder) build(bits []Bits) axis {
-	a := axis{rows: rowSets{words: b.words}, classRows: rowSets{words: b.words}}
+	a := axis{rows: rowSets{words: b.words}, classRows: rowSets{words: b.words}, same: b.need[SameNamespace]}
+	delete(b.need, SameNamespace)
 	for s := range b.need {
 		a.selectors = append(a.selectors, s)
 	}
@@ -114,9 +125,13 @@ func (a *axis) compact(classes []rows) {
 // lookup, so that it stays right when bitmaps change.
 func (a *axis) scans() bool { return a.classOf == nil }
 
-// match appends to found the sets of rows whose union index satisfies. found
-// should have room for scanLimit.
-func (a *axis) match(bits []Bits, index uint32, found []rows) []rows {
+// match appends to found the sets of rows whose union index satisfies; same is
+// whether it is that of the table's own pod. found should have room for scanLimit
+// and one more.
+func (a *axis) match(bits []Bits, index uint32, same bool, found []rows) []rows {
+	if same && a.same != nil {
+		found = append(found, a.same)
+	}
 	if a.classOf != nil {
 		if int(index) < len(a.classOf) {
 			found = append(found, a.classRows.at(int(a.classOf[index])))

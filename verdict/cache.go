@@ -35,8 +35,9 @@ func mix(a, b uint64) uint64 {
 type flowEntry struct {
 	key        flowKey
 	decision   Decision
-	generation uint64 // of the snapshot that it was last known good for
-	src, dst   uint64 // the stamps of both addresses then
+	generation uint64  // of the snapshot that it was last known good for
+	src, dst   uint64  // the stamps of both addresses then
+	_          [8]byte // two cache lines
 }
 
 // cacheWays is how many flows may have the same set: the hash chooses the set,

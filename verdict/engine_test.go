@@ -75,7 +75,7 @@ func TestDecide(t *testing.T) {
 			for range 2 {
 				d := w.Decide(row.flow)
 				got := fmt.Sprintf("%s %s", d.Verdict, d.Reason)
-				if ref := d.Ingress.AllowedBy; ref.Policy != "" {
+				if ref := d.Ingress.AllowedBy(); ref.Policy != "" {
 					got += fmt.Sprintf(" %s#%d", ref.Policy, ref.Rule)
 				}
 				if got != row.want {
@@ -183,7 +183,7 @@ func TestCacheNeverLies(t *testing.T) {
 			if got.Cached {
 				hits++
 			}
-			if got.Verdict != want.Verdict || got.Reason != want.Reason || got.Ingress.AllowedBy != want.Ingress.AllowedBy {
+			if got.Verdict != want.Verdict || got.Reason != want.Reason || got.Ingress.AllowedBy() != want.Ingress.AllowedBy() {
 				t.Fatalf("generation %d, %+v: cached %v: %s %s, want %s %s", generation, f, got.Cached, got.Verdict, got.Reason, want.Verdict, want.Reason)
 			}
 		}

@@ -166,15 +166,61 @@ type Side struct {
 	// The other fields are then zero but for Verdict, which is Allow.
 	Judged   bool
 	Isolated bool
-	// AuditOnly says that a denial of this side is WouldDeny.
-	AuditOnly bool
-	Verdict   Verdict
-	// Policies are the isolating policies as "namespace/name", sorted. The
-	// slice belongs to the snapshot: don't change it.
-	Policies []string
-	// AllowedBy is the first rule (by policy name, then rule index) that
-	// admits the flow; zero when none does or none is needed.
-	AllowedBy RuleRef
+	Verdict  Verdict
+	// The words for it are looked up when they are asked for: a decision is to
+	// read no more memory than it is drawn from.
+	flags uint8     // see sideEgress
+	row   uint32    // of the table, from 1 on: the one that admits the flow
+	pod   *Endpoint // the end's, which has the table
+}
+
+// Bits of Side.flags.
+const (
+	sideEgress    = 1 << 0 // it is the source's side
+	sideAuditOnly = 1 << 1 // a denial of it is WouldDeny
+)
+
+// AuditOnly says that a denial of this side is WouldDeny.
+func (s *Side) AuditOnly() bool { return s.flags&sideAuditOnly != 0 }
+
+// NewSide makes the side of an isolated end from what it says, for those who have
+// no snapshot that says it.
+func NewSide(v Verdict, policies []string, allowedBy RuleRef) Side {
+	t := &Table{policies: policies}
+	s := Side{Judged: true, Isolated: true, Verdict: v, pod: &Endpoint{Ingress: t}}
+	if allowedBy != (RuleRef{}) {
+		s.row, t.refs = 1, []RuleRef{allowedBy}
+	}
+	return s
+}
+
+// table is the one that isolates the end, nil where it isn't isolated.
+func (s *Side) table() *Table {
+	switch {
+	case !s.Isolated:
+		return nil
+	case s.flags&sideEgress != 0:
+		return s.pod.Egress
+	}
+	return s.pod.Ingress
+}
+
+// Policies are the isolating policies as "namespace/name", sorted. The slice
+// belongs to the snapshot: don't change it.
+func (s *Side) Policies() []string {
+	if t := s.table(); t != nil {
+		return t.policies
+	}
+	return nil
+}
+
+// AllowedBy is the first rule (by policy name, then rule index) that admits the
+// flow; zero when none does or none is needed.
+func (s *Side) AllowedBy() RuleRef {
+	if s.row == 0 {
+		return RuleRef{}
+	}
+	return s.table().refs[s.row-1]
 }
 
 // Decision is a verdict and the whole of why. Holding on to one holds on to

@@ -44,10 +44,12 @@ type Change struct {
 	Owners map[netip.Addr]*Endpoint
 	Nodes  map[netip.Addr][]string
 	// NamespaceBits and PodBits are as in Input. Those that haven't changed may
-	// be the ones of before, and so may Versions.
+	// be the ones of before.
 	NamespaceBits, PodBits []Bits
-	Versions               map[string]string
-	AuditOnly              bool
+	// Versions hold the policies whose versions are others than before, as in
+	// Input: "" for those that have none any more.
+	Versions  map[string]string
+	AuditOnly bool
 	// Ranges are as in Input, those of before if they haven't changed.
 	Ranges *PodRanges
 }
@@ -58,7 +60,7 @@ type Snapshot struct {
 	generation             uint64
 	ends                   endTable
 	namespaceBits, podBits []Bits
-	versions               map[string]string
+	versions               versions
 	auditOnly              bool
 	isolated, judged       *addrList
 	ranges                 *PodRanges
@@ -76,9 +78,10 @@ type Snapshot struct {
 // first: addresses that mean the same in both keep their stamps, so that
 // cached verdicts between them stay usable.
 func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
-	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits, in.Versions, in.AuditOnly, in.Ranges}
+	c := Change{in.Generation, map[netip.Addr]*Endpoint{}, map[netip.Addr][]string{}, in.NamespaceBits, in.PodBits, map[string]string{}, in.AuditOnly, in.Ranges}
 	maps.Copy(c.Owners, in.Owners)
 	maps.Copy(c.Nodes, in.Nodes)
+	maps.Copy(c.Versions, in.Versions)
 	if prev == nil {
 		prev = &Snapshot{ends: newEndTable(1), isolated: new(addrList), judged: new(addrList), known: new(addrList)}
 		for i := range prev.stamps {
@@ -94,19 +97,23 @@ func NewSnapshot(in Input, prev *Snapshot) *Snapshot {
 			c.Nodes[a] = nil
 		}
 	})
+	for policy := range prev.versions.together() {
+		if in.Versions[policy] == "" {
+			c.Versions[policy] = ""
+		}
+	}
 	return prev.Next(c)
 }
 
 // Next makes the snapshot that follows this one, which stays as it is. It costs
 // what has changed, and shares all else.
 func (s *Snapshot) Next(c Change) *Snapshot {
-	n := &Snapshot{generation: c.Generation, namespaceBits: c.NamespaceBits, podBits: c.PodBits, versions: c.Versions,
+	n := &Snapshot{generation: c.Generation, namespaceBits: c.NamespaceBits, podBits: c.PodBits, versions: s.versions.with(c.Versions),
 		auditOnly: c.AuditOnly, ranges: c.Ranges, stamps: s.stamps}
 	ends := s.ends.edit()
 	var isolated, judged, known addrChange
-	change := func(a netip.Addr, pod *Endpoint, nodes []string) {
-		k := keyOf(a)
-		old, now := s.ends.find(&k), newEnd(k, pod, nodes)
+	change := func(a netip.Addr, k addrKey, old *end, pod *Endpoint, nodes *[]string) {
+		now := newEnd(k, pod, nodes)
 		if old.meaning() != now.meaning() {
 			n.stamps[k.stampSlot()] = n.generation
 			n.changed = append(n.changed, a)
@@ -122,15 +129,19 @@ func (s *Snapshot) Next(c Change) *Snapshot {
 		ends.put(now)
 	}
 	for a, pod := range c.Owners {
-		nodes, ok := c.Nodes[a]
-		if !ok {
-			nodes = s.nodesOf(a)
+		k := keyOf(a)
+		old := s.ends.find(&k)
+		nodes := old.nodes
+		if names, changed := c.Nodes[a]; changed {
+			nodes = nodesOrNil(names)
 		}
-		change(a, pod, nodes)
+		change(a, k, old, pod, nodes)
 	}
-	for a, nodes := range c.Nodes {
+	for a, names := range c.Nodes {
 		if _, done := c.Owners[a]; !done {
-			change(a, s.Endpoint(a), nodes)
+			k := keyOf(a)
+			old := s.ends.find(&k)
+			change(a, k, old, old.endpoint, nodesOrNil(names))
 		}
 	}
 	n.ends = ends.endTable
@@ -143,6 +154,14 @@ func (s *Snapshot) Next(c Change) *Snapshot {
 		}
 	}
 	return n
+}
+
+// nodesOrNil is nil for no nodes.
+func nodesOrNil(names []string) *[]string {
+	if len(names) == 0 {
+		return nil
+	}
+	return &names
 }
 
 var nodeSeed = maphash.MakeSeed()
@@ -200,7 +219,7 @@ func (s *Snapshot) Node(a netip.Addr) string {
 
 // PolicyVersion gives the version of a policy by its "namespace/name", "" when
 // there is none.
-func (s *Snapshot) PolicyVersion(policy string) string { return s.versions[policy] }
+func (s *Snapshot) PolicyVersion(policy string) string { return s.versions.of(policy) }
 
 // Decide judges a flow without any cache. It allocates nothing.
 func (s *Snapshot) Decide(f *Flow) Decision {
@@ -220,8 +239,8 @@ func (s *Snapshot) decide(f *Flow, key *flowKey, d *Decision) {
 	}
 	src, dst := s.ends.find(&key.src), s.ends.find(&key.dst)
 	d.Src, d.Dst = src.endpoint, dst.endpoint
-	d.Egress.open(src, src.egress)
-	d.Ingress.open(dst, dst.ingress)
+	d.Egress.open(src, src.egress, true)
+	d.Ingress.open(dst, dst.ingress, false)
 	if reason := exempt(f, src, dst); reason != ReasonNone {
 		d.Verdict, d.Reason = Allow, reason
 		return
@@ -240,12 +259,10 @@ func (s *Snapshot) decide(f *Flow, key *flowKey, d *Decision) {
 		openIn = dst.ingress.open(f, &nobody)
 	}
 	if src.egress != nil {
-		ref, ok := src.egress.admit(s, dst, &key.dst, f, openOut, dst)
-		d.Egress.close(ref, ok)
+		d.Egress.close(src.egress.admit(s, src, dst, &key.dst, f, openOut, dst))
 	}
 	if dst.ingress != nil {
-		ref, ok := dst.ingress.admit(s, src, &key.src, f, openIn, &nobody)
-		d.Ingress.close(ref, ok)
+		d.Ingress.close(dst.ingress.admit(s, dst, src, &key.src, f, openIn, &nobody))
 	}
 	d.conclude()
 }
@@ -280,27 +297,30 @@ func (e *end) isNodeOf(pod *end) bool {
 }
 
 // open notes whether the end is judged and isolated, and allows until close says otherwise.
-func (d *Side) open(e *end, t *Table) {
-	d.Verdict, d.Judged, d.AuditOnly = Allow, e.judged, e.auditOnly && e.judged
-	if t != nil {
-		d.Isolated = true
-		d.Policies = t.policies
+func (d *Side) open(e *end, m *match, egress bool) {
+	d.Verdict, d.Judged, d.Isolated, d.pod = Allow, e.judged, m != nil, e.endpoint
+	d.flags = 0
+	if egress {
+		d.flags = sideEgress
+	}
+	if e.auditOnly && e.judged {
+		d.flags |= sideAuditOnly
 	}
 }
 
-// close notes the outcome of an isolated end.
-func (d *Side) close(ref RuleRef, admitted bool) {
-	if admitted {
-		d.AllowedBy = ref
-		return
-	}
-	d.Refuse()
+// close notes the outcome of an isolated end: the row that admits the flow, or 0. It
+// does without a branch, which the processor couldn't foresee.
+func (d *Side) close(row uint32) {
+	admitted := min(row, 1)
+	wouldDeny := uint32(d.flags) & sideAuditOnly &^ (admitted << 1)
+	d.row, d.Verdict = row, Verdict(admitted|wouldDeny)
 }
+
+// close relies on these: Deny is 0, Allow is 1, WouldDeny is sideAuditOnly.
+var _ = [1]int{}[int(Deny)|int(Allow)^1|int(WouldDeny)^sideAuditOnly]
 
 // Refuse denies on behalf of the side, or says that it would.
-func (d *Side) Refuse() {
-	d.Verdict = denial(d.AuditOnly)
-}
+func (d *Side) Refuse() { d.Verdict = denial(d.AuditOnly()) }
 
 func denial(auditOnly bool) Verdict {
 	if auditOnly {
@@ -336,9 +356,9 @@ func (d *Decision) refuse(f *Flow, auditOnly bool) {
 // would, the first counts.
 func (d *Decision) conclude() {
 	switch {
-	case d.Egress.Verdict == Deny || d.Ingress.Verdict == Deny:
+	case min(d.Egress.Verdict, d.Ingress.Verdict) == Deny: // one is enough
 		d.Verdict, d.Reason = Deny, ReasonNoRule
-	case d.Egress.Verdict == WouldDeny || d.Ingress.Verdict == WouldDeny:
+	case max(d.Egress.Verdict, d.Ingress.Verdict) == WouldDeny:
 		d.Verdict, d.Reason = WouldDeny, ReasonNoRule
 	case d.Egress.Isolated || d.Ingress.Isolated:
 		d.Verdict, d.Reason = Allow, ReasonRule

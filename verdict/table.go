@@ -40,27 +40,65 @@ type Policy struct {
 // Table is the union of the policies that isolate a pod in one direction. It is
 // immutable and is shared by all pods that the same policies isolate.
 //
-// Its rows are the ways to be admitted, in order of policy name and rule. Most
-// tables have few, and those are narrow: all that a decision reads of them lies
-// side by side in four cache lines, so that its loads don't wait for each other.
-// The others are wide, and the fields of a narrow one are then empty.
+// Its rows are the ways to be admitted, in order of policy name and rule. A decision
+// reads what it tests of a flow, the match; the names are for those who ask why.
 type Table struct {
+	match    *match
+	refs     []RuleRef // each row's rule
+	policies []string
+	blocks   map[RuleRef][]Block // as they were given, for Block
+}
+
+// match is what a table tests of a flow. Most tables have few rows, and are narrow:
+// all that a decision reads of them, but for blocks of IPv6, are three cache lines
+// side by side, which it asks for at once. The others are wide, and the fields of
+// a narrow one are then empty. Tables whose policies differ in nothing but their
+// names may share it, see Matches.
+type match struct {
+	// The first line.
 	anyPeer, anyPort uint16 // rows without a peer test, and without a port test
 	byBlock          uint16 // rows whose peers are blocks
 	// portRows are open from the port that portStarts has one place before them
 	// up to the next start; the first are open below all starts. See portKey.
 	portRows   [narrowPorts + 1]uint16
-	portStarts [narrowPorts]uint32
-	blocks     *narrowBlockIndex // nil when no row is by block
+	portStarts [narrowPorts / 2]uint64 // two a word, see openAt
+	more       *matchMore              // nil where none of it is needed
 
-	names    map[PortName]uint16 // nil when no rule has a name
-	wide     *wideTable          // nil when the table is narrow
-	refs     []RuleRef           // each row's rule
-	policies []string
+	// The second.
+	peers [narrowRows]narrowPeer // of the rows with selectors
+	rare  uint32                 // rareWide, rareNames
 
-	peers [narrowRows]PeerSelector // of the rows with selectors
+	// The third.
+	blocks4 narrowBlocks4
+}
 
-	blocksOf map[RuleRef][]Block // as they were given, for Block
+// What of a match a decision doesn't find in its three lines.
+const (
+	rareWide  = 1 << iota // the table is wide
+	rareNames             // some rule has a named port
+)
+
+// matchMore is what most decisions don't read of a match.
+type matchMore struct {
+	blocks6 narrowBlocks6
+	names   map[PortName]uint16 // nil when no rule has a name
+	wide    *wideTable          // nil when the table is narrow
+}
+
+// matchOf is nil for no table.
+func (t *Table) matchOf() *match {
+	if t == nil {
+		return nil
+	}
+	return t.match
+}
+
+// rest gives what is more, for writing.
+func (m *match) rest() *matchMore {
+	if m.more == nil {
+		m.more = new(matchMore)
+	}
+	return m.more
 }
 
 // NewTable compiles policies. The bitmaps are read only for tables with many
@@ -75,14 +113,14 @@ func NewTable(policies []Policy, namespaceBits, podBits []Bits) *Table {
 		t.policies = append(t.policies, p.Name)
 		for _, r := range p.Rules {
 			rules = append(rules, r)
-			t.keepBlocks(RuleRef{p.Name, r.Index}, r.Blocks)
 			rowsOf = append(rowsOf, t.addRows(p.Name, r))
+			t.keepBlocks(RuleRef{p.Name, r.Index}, r.Blocks)
 		}
 	}
 	t.policies, t.refs = slices.Clip(t.policies), slices.Clip(t.refs)
-	if !t.buildNarrow(rules, rowsOf, len(t.refs)) {
-		*t = Table{refs: t.refs, policies: t.policies, blocksOf: t.blocksOf}
-		t.wide = newWideTable(rules, rowsOf, len(t.refs), namespaceBits, podBits)
+	if t.match = newNarrow(rules, rowsOf, len(t.refs)); t.match == nil {
+		wide := newWideTable(rules, rowsOf, len(t.refs), namespaceBits, podBits)
+		t.match = &match{rare: rareWide, more: &matchMore{wide: wide}}
 	}
 	return t
 }
@@ -113,16 +151,16 @@ func (t *Table) keepBlocks(ref RuleRef, blocks []Block) {
 	if len(blocks) == 0 {
 		return
 	}
-	if t.blocksOf == nil {
-		t.blocksOf = map[RuleRef][]Block{}
+	if t.blocks == nil {
+		t.blocks = map[RuleRef][]Block{}
 	}
-	t.blocksOf[ref] = blocks
+	t.blocks[ref] = blocks
 }
 
 // Block gives the CIDR of the first ipBlock of a rule that holds the address,
 // the zero Prefix if none does. Decisions don't use it: it walks the blocks.
 func (t *Table) Block(ref RuleRef, a netip.Addr) netip.Prefix {
-	for _, b := range t.blocksOf[ref] {
+	for _, b := range t.blocks[ref] {
 		except := func(p netip.Prefix) bool { return p.Contains(a) }
 		if b.CIDR.Contains(a) && !slices.ContainsFunc(b.Except, except) {
 			return b.CIDR
@@ -134,35 +172,32 @@ func (t *Table) Block(ref RuleRef, a netip.Addr) netip.Prefix {
 // DependsOnBits tells whether the table was compiled against the bitmaps as
 // they were, and so must be compiled again when bitmaps change.
 func (t *Table) DependsOnBits() bool {
-	return t.wide != nil && !(t.wide.namespace.scans() && t.wide.labels.scans())
+	if t.match.rare&rareWide == 0 {
+		return false
+	}
+	wide := t.match.more.wide
+	return !wide.namespace.scans() || !wide.labels.scans()
 }
 
 // open gives the rows of a narrow table that admit the port of a flow, whatever
 // its peer. dst is the destination where its named ports count, and nobody where
 // they have been resolved.
-func (t *Table) open(f *Flow, dst *end) uint16 {
-	if t.wide != nil {
-		return 0
-	}
-	open := t.anyPort | t.openAt(portKey(f.Proto, f.DstPort))
-	if t.names != nil && dst.names&nameBit(f.Proto, f.DstPort) != 0 {
-		open |= t.named(f, dst.endpoint.Ports)
+func (m *match) open(f *Flow, dst *end) uint16 {
+	// The first rows of blocks4 are none. To read them has their line on its way
+	// before it is known whether it is needed.
+	open := m.anyPort | m.openAt(portKey(f.Proto, f.DstPort)) | m.blocks4.rows[0]
+	if m.rare&rareNames != 0 && dst.names&nameBit(f.Proto, f.DstPort) != 0 {
+		open |= m.named(f, dst.endpoint.Ports)
 	}
 	return open
 }
 
-// admit finds the first rule that admits a flow between the table's pod and a
-// peer at an address; open and dst are as in open.
-func (t *Table) admit(s *Snapshot, peer *end, key *addrKey, f *Flow, open uint16, dst *end) (RuleRef, bool) {
-	var row int
-	var ok bool
-	if t.wide == nil {
-		row, ok = t.admitNarrow(s, peer, key, open)
-	} else {
-		row, ok = t.wide.admit(s, peer, key, f, dst)
+// admit finds the first row that admits a flow between the table's pod, the subject,
+// and a peer at an address, and numbers it from 1 on; it is 0 if there is none. open and dst
+// are as in open.
+func (m *match) admit(s *Snapshot, subject, peer *end, key *addrKey, f *Flow, open uint16, dst *end) uint32 {
+	if m.rare&rareWide != 0 {
+		return m.more.wide.admit(s, subject, peer, key, f, dst)
 	}
-	if !ok {
-		return RuleRef{}, false
-	}
-	return t.refs[row], true
+	return m.admitNarrow(s, subject, peer, key, open)
 }

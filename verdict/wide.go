@@ -94,8 +94,8 @@ func (t *wideTable) buildPorts(rules []Rule, rowsOf [][]int) {
 }
 
 // admit finds the first row that admits a flow; see Table.admit.
-func (t *wideTable) admit(s *Snapshot, peer *end, key *addrKey, f *Flow, dst *end) (int, bool) {
-	var namespaceBuf, labelBuf, portBuf [scanLimit]rows
+func (t *wideTable) admit(s *Snapshot, subject, peer *end, key *addrKey, f *Flow, dst *end) uint32 {
+	var namespaceBuf, labelBuf, portBuf [scanLimit + 1]rows
 	var names []NamedPort
 	if t.names != nil && dst.endpoint != nil {
 		names = dst.endpoint.Ports
@@ -103,9 +103,9 @@ func (t *wideTable) admit(s *Snapshot, peer *end, key *addrKey, f *Flow, dst *en
 	ports := t.matchPorts(f.Proto, f.DstPort, names, portBuf[:0])
 	inNamespace, withLabels := namespaceBuf[:0], labelBuf[:0]
 	if peer.endpoint != nil {
-		inNamespace = t.namespace.match(s.namespaceBits, peer.namespace, inNamespace)
+		inNamespace = t.namespace.match(s.namespaceBits, peer.namespace, peer.namespace == subject.namespace, inNamespace)
 		if len(inNamespace) > 0 {
-			withLabels = t.labels.match(s.podBits, peer.labels, withLabels)
+			withLabels = t.labels.match(s.podBits, peer.labels, false, withLabels)
 		}
 	}
 	inBlock := t.blocks.lookup(key.addr())
@@ -125,10 +125,10 @@ func (t *wideTable) admit(s *Snapshot, peer *end, key *addrKey, f *Flow, dst *en
 			open |= r[w]
 		}
 		if hit := peers & open; hit != 0 {
-			return w*64 + bits.TrailingZeros64(hit), true
+			return uint32(w*64 + bits.TrailingZeros64(hit) + 1)
 		}
 	}
-	return 0, false
+	return 0
 }
 
 // matchPorts appends to found the sets of rows that admit the port by number or

@@ -75,7 +75,11 @@ func randomNames(r *rand.Rand) (names []NamedPort) {
 func randomRule(r *rand.Rand, index, selectors int) Rule {
 	rule := Rule{Index: index, AnyPeer: r.IntN(6) == 0, AnyPort: r.IntN(4) == 0}
 	for range r.IntN(3) {
-		rule.Selectors = append(rule.Selectors, PeerSelector{SelectorID(r.IntN(selectors)), SelectorID(r.IntN(selectors))})
+		s := PeerSelector{SelectorID(r.IntN(selectors)), SelectorID(r.IntN(selectors))}
+		if r.IntN(6) == 0 {
+			s.Namespace = SameNamespace
+		}
+		rule.Selectors = append(rule.Selectors, s)
 	}
 	for range r.IntN(3) {
 		rule.Blocks = append(rule.Blocks, randomBlock(r))
@@ -145,7 +149,14 @@ func (w *world) peerMatches(r Rule, peer *Endpoint, a netip.Addr) bool {
 		return true
 	}
 	for _, s := range r.Selectors {
-		if peer != nil && w.nsBits[s.Namespace].Has(peer.NamespaceIndex) && w.pod[s.Pod].Has(peer.LabelsIndex) {
+		if peer == nil {
+			continue
+		}
+		in := peer.NamespaceIndex == w.subject.NamespaceIndex
+		if s.Namespace != SameNamespace {
+			in = w.nsBits[s.Namespace].Has(peer.NamespaceIndex)
+		}
+		if in && w.pod[s.Pod].Has(peer.LabelsIndex) {
 			return true
 		}
 	}

@@ -37,8 +37,8 @@ func TestClusterAdmitsClientsByItsLastPolicy(t *testing.T) {
 	}
 	server := addrs(firstServer, 3)[2]
 	d := decide(t, dir, server, verdict.TCP, connectPort)
-	if d.Verdict != verdict.Allow || d.Ingress.AllowedBy.Policy != measured+"/"+policyName(9) || len(d.Ingress.Policies) != 10 {
-		t.Errorf("%s by %v of %v", d.Verdict, d.Ingress.AllowedBy, d.Ingress.Policies)
+	if d.Verdict != verdict.Allow || d.Ingress.AllowedBy().Policy != measured+"/"+policyName(9) || len(d.Ingress.Policies()) != 10 {
+		t.Errorf("%s by %v of %v", d.Verdict, d.Ingress.AllowedBy(), d.Ingress.Policies())
 	}
 	for _, c := range []struct {
 		proto verdict.Protocol

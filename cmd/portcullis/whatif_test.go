@@ -63,7 +63,7 @@ func TestDecisionLogIsReadBack(t *testing.T) {
 	put(flow, verdict.Decision{
 		Verdict: verdict.Allow, Reason: verdict.ReasonRule, Dst: &verdict.Endpoint{Namespace: "shop", Name: "db-0"},
 		Egress:  verdict.Side{Verdict: verdict.Allow},
-		Ingress: verdict.Side{Judged: true, Isolated: true, Verdict: verdict.Allow, Policies: []string{"shop/db"}, AllowedBy: rule},
+		Ingress: verdict.NewSide(verdict.Allow, []string{"shop/db"}, rule),
 	})
 	ping := verdict.Flow{Src: flow.Dst, Dst: flow.Src, Proto: verdict.ICMP, ICMPType: 8}
 	put(ping, verdict.Decision{Reason: verdict.ReasonNotReady})

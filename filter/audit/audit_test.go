@@ -28,7 +28,7 @@ func denied() Record {
 		Time: time.Date(2025, 1, 2, 3, 4, 5, 678, time.UTC).UnixNano(), Latency: 4200,
 		Flow: verdict.Flow{Src: addr("10.1.0.2"), Dst: addr("10.1.0.3"), SrcPort: 40000, DstPort: 5432, Proto: verdict.TCP},
 		Decision: verdict.Decision{Verdict: verdict.Deny, Reason: verdict.ReasonNoRule, Src: pod("a/web"), Dst: pod("b/db"),
-			Ingress: verdict.Side{Judged: true, Isolated: true, Policies: []string{"b/db", "b/deny"}}},
+			Ingress: verdict.NewSide(verdict.Deny, []string{"b/db", "b/deny"}, verdict.RuleRef{})},
 	}
 }
 
@@ -37,8 +37,7 @@ func allowed() Record {
 		Time: time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC).UnixNano(), Latency: 900,
 		Flow: verdict.Flow{Src: addr("fd00::2"), Dst: addr("2001:db8::1"), Proto: verdict.ICMPv6, ICMPType: 128},
 		Decision: verdict.Decision{Verdict: verdict.Allow, Reason: verdict.ReasonRule, Cached: true, Src: pod("a/web"),
-			Egress: verdict.Side{Judged: true, Isolated: true, Verdict: verdict.Allow, Policies: []string{"a/out"},
-				AllowedBy: verdict.RuleRef{Policy: "a/out", Rule: 2}},
+			Egress:  verdict.NewSide(verdict.Allow, []string{"a/out"}, verdict.RuleRef{Policy: "a/out", Rule: 2}),
 			Ingress: verdict.Side{Verdict: verdict.Allow}},
 	}
 }
@@ -88,7 +87,7 @@ func TestLineOddNames(t *testing.T) {
 	for _, name := range []string{"a\"b", "a\\b", "a\nb", "a\x00\x1f\x7fb", "é€\u2028", "</script>", "\xff\xfe", "", strings.Repeat("x", 300)} {
 		rec := denied()
 		rec.Decision.Src = &verdict.Endpoint{Namespace: name, Name: name}
-		rec.Decision.Ingress.Policies = []string{name}
+		rec.Decision.Ingress = verdict.NewSide(verdict.Deny, []string{name}, verdict.RuleRef{})
 		line := lineOf(name, rec)
 		if bytes.IndexByte(line, '\n') != len(line)-1 {
 			t.Errorf("%q breaks its line: %q", name, line)
@@ -114,7 +113,7 @@ func FuzzLine(f *testing.F) {
 		rec := denied()
 		rec.Flow.Proto, rec.Decision.Reason = verdict.Protocol(proto), verdict.Reason(reason)
 		rec.Decision.Dst = &verdict.Endpoint{Namespace: ns, Name: name}
-		rec.Decision.Ingress.AllowedBy.Policy = ns + "/" + name
+		rec.Decision.Ingress = verdict.NewSide(verdict.Deny, []string{"b/db"}, verdict.RuleRef{Policy: ns + "/" + name})
 		rec.Decision.Dst.Workload, rec.Decision.Dst.Labels = name, map[string]string{ns: name, name: ns}
 		rec.Snapshot = verdict.NewSnapshot(verdict.Input{Generation: 1, Versions: map[string]string{"b/db": name}}, nil)
 		line := appendTally(appendRecord(nil, name, true, &rec), tally{count: 2, sample: 3})

@@ -93,7 +93,7 @@ func deniers(d *verdict.Decision) string {
 	var names []string
 	for _, s := range [2]*verdict.Side{&d.Egress, &d.Ingress} {
 		if s.Judged && s.Verdict != verdict.Allow {
-			names = append(names, s.Policies...)
+			names = append(names, s.Policies()...)
 		}
 	}
 	return strings.Join(names, ",")

@@ -191,22 +191,22 @@ func (l *line) side(name string, s *verdict.Side, table *verdict.Table, peer net
 		return
 	}
 	l.raw(name, `{"verdict":"`, s.Verdict.String(), `","isolated":`, strconv.FormatBool(s.Isolated), `,"policies":[`)
-	for i, p := range s.Policies {
+	for i, p := range s.Policies() {
 		if i > 0 {
 			l.raw(`,`)
 		}
 		l.text("", p)
 	}
 	l.raw(`]`)
-	l.versions(s.Policies)
-	if s.AllowedBy == (verdict.RuleRef{}) {
+	l.versions(s.Policies())
+	if s.AllowedBy() == (verdict.RuleRef{}) {
 		l.raw(`,"allowedBy":null}`)
 		return
 	}
-	l.text(`,"allowedBy":{"policy":`, s.AllowedBy.Policy)
-	l.b = strconv.AppendInt(append(l.b, `,"rule":`...), int64(s.AllowedBy.Rule), 10)
+	l.text(`,"allowedBy":{"policy":`, s.AllowedBy().Policy)
+	l.b = strconv.AppendInt(append(l.b, `,"rule":`...), int64(s.AllowedBy().Rule), 10)
 	if table != nil {
-		if block := table.Block(s.AllowedBy, peer); block.IsValid() {
+		if block := table.Block(s.AllowedBy(), peer); block.IsValid() {
 			l.b = append(block.AppendTo(append(l.b, `,"ipBlock":"`...)), '"')
 		}
 	}

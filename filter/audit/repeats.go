@@ -70,7 +70,7 @@ func (c *cause) equal(other *cause) bool {
 
 func sameSide(a, b *verdict.Side) bool {
 	return a.Judged == b.Judged && a.Isolated == b.Isolated && a.Verdict == b.Verdict &&
-		a.AllowedBy == b.AllowedBy && slices.Equal(a.Policies, b.Policies)
+		a.AllowedBy() == b.AllowedBy() && slices.Equal(a.Policies(), b.Policies())
 }
 
 func newRepeats(window time.Duration, render func(*Record) []byte, emit func([]byte, tally)) *repeats {

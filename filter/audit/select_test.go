@@ -103,7 +103,7 @@ func TestRepeats(t *testing.T) {
 // denied by other policies: no record tells of two causes.
 func TestRepeatsOfAnotherCause(t *testing.T) {
 	x, y := denied(), denied()
-	y.Decision.Ingress.Policies = []string{"b/other"}
+	y.Decision.Ingress = verdict.NewSide(verdict.Deny, []string{"b/other"}, verdict.RuleRef{})
 	z := y
 	z.Decision.Dst = &verdict.Endpoint{Namespace: "b", Name: "db", Meaning: 1}
 	text, _ := logged(t, Config{Window: time.Hour}, func(put func(Record)) {

@@ -48,11 +48,11 @@ func TestAsk(t *testing.T) {
 func sideWords(s *verdict.Side) string {
 	bare := func(key string) string { return key[strings.Index(key, "/")+1:] }
 	words := s.Verdict.String()
-	for i, p := range s.Policies {
+	for i, p := range s.Policies() {
 		words += string(" ,"[min(i, 1)]) + bare(p)
 	}
-	if s.AllowedBy.Policy != "" {
-		words += fmt.Sprintf(" by %s#%d", bare(s.AllowedBy.Policy), s.AllowedBy.Rule)
+	if s.AllowedBy().Policy != "" {
+		words += fmt.Sprintf(" by %s#%d", bare(s.AllowedBy().Policy), s.AllowedBy().Rule)
 	}
 	return words
 }

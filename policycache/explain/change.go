@@ -66,7 +66,7 @@ func (c *Cluster) Changes(a *Answer) []Change {
 		if s == nil {
 			continue
 		}
-		if change := s.find(d.side.Policies); change != nil {
+		if change := s.find(d.side.Policies()); change != nil {
 			all = append(all, *change)
 		}
 	}

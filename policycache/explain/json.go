@@ -38,12 +38,12 @@ type ruleLine struct {
 }
 
 func newSideLine(s *verdict.Side, pod *verdict.Endpoint) sideLine {
-	l := sideLine{Verdict: s.Verdict.String(), NotJudged: pod != nil && !s.Judged, Isolated: s.Isolated, Policies: s.Policies}
+	l := sideLine{Verdict: s.Verdict.String(), NotJudged: pod != nil && !s.Judged, Isolated: s.Isolated, Policies: s.Policies()}
 	if l.Policies == nil {
 		l.Policies = []string{}
 	}
-	if s.AllowedBy.Policy != "" {
-		l.AllowedBy = &ruleLine{s.AllowedBy.Policy, s.AllowedBy.Rule}
+	if s.AllowedBy().Policy != "" {
+		l.AllowedBy = &ruleLine{s.AllowedBy().Policy, s.AllowedBy().Rule}
 	}
 	return l
 }

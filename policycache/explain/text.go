@@ -108,13 +108,13 @@ func (c *Cluster) sideText(s *verdict.Side, e End, addr netip.Addr, direction st
 		return fmt.Sprintf("%s is not isolated for %s", e, direction)
 	}
 	policies, their := "policy", "its"
-	if len(s.Policies) > 1 {
+	if len(s.Policies()) > 1 {
 		policies, their = "policies", "their"
 	}
-	text := fmt.Sprintf("%s is isolated by %s %s; ", e, policies, strings.Join(s.Policies, ", "))
+	text := fmt.Sprintf("%s is isolated by %s %s; ", e, policies, strings.Join(s.Policies(), ", "))
 	switch {
-	case s.AllowedBy.Policy != "":
-		return text + fmt.Sprintf("%s rule %d of %s admits this", direction, s.AllowedBy.Rule, s.AllowedBy.Policy)
+	case s.AllowedBy().Policy != "":
+		return text + fmt.Sprintf("%s rule %d of %s admits this", direction, s.AllowedBy().Rule, s.AllowedBy().Policy)
 	case s.Verdict == verdict.Allow:
 		return text + "this needs no rule"
 	}

@@ -192,7 +192,7 @@ func eventOf(f *verdict.Flow, d *verdict.Decision) (event, bool) {
 	var by []string
 	for _, s := range []*verdict.Side{&d.Egress, &d.Ingress} {
 		if s.Verdict == verdict.Deny {
-			by = append(by, s.Policies...)
+			by = append(by, s.Policies()...)
 		}
 	}
 	denied := " denied"

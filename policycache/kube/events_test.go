@@ -15,7 +15,7 @@ func TestEventTexts(t *testing.T) {
 	web := &verdict.Endpoint{Namespace: "shop", Name: "web", UID: "u1"}
 	db := &verdict.Endpoint{Namespace: "shop", Name: "db", UID: "u2"}
 	ip := netip.MustParseAddr
-	closed := verdict.Side{Judged: true, Isolated: true, Verdict: verdict.Deny, Policies: []string{"shop/db-allow", "shop/deny"}}
+	closed := verdict.NewSide(verdict.Deny, []string{"shop/db-allow", "shop/deny"}, verdict.RuleRef{})
 	open := verdict.Side{Verdict: verdict.Allow}
 	tcp := verdict.Flow{Src: ip("10.0.0.1"), Dst: ip("10.0.0.2"), Proto: verdict.TCP, DstPort: 5432}
 	change := func(f verdict.Flow, with func(*verdict.Flow)) verdict.Flow { with(&f); return f }

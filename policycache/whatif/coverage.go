@@ -85,10 +85,10 @@ func (c *Coverage) exercise(policies map[string]*networkingv1.NetworkPolicy, d *
 		}
 	}
 	for direction, s := range map[string]*verdict.Side{egress: &d.Egress, ingress: &d.Ingress} {
-		if s.AllowedBy.Policy != "" {
-			note(s.AllowedBy.Policy, direction, s.AllowedBy.Rule)
+		if s.AllowedBy().Policy != "" {
+			note(s.AllowedBy().Policy, direction, s.AllowedBy().Rule)
 		}
-		for _, p := range s.Policies {
+		for _, p := range s.Policies() {
 			if s.Verdict != verdict.Allow {
 				note(p, direction, noRule)
 			}

@@ -135,12 +135,12 @@ func judgement(d *verdict.Decision, directions []string) Judgement {
 }
 
 func newSide(s *verdict.Side) *Side {
-	side := &Side{Verdict: s.Verdict.String(), Isolated: s.Isolated, Policies: s.Policies}
+	side := &Side{Verdict: s.Verdict.String(), Isolated: s.Isolated, Policies: s.Policies()}
 	if side.Policies == nil {
 		side.Policies = []string{}
 	}
-	if s.AllowedBy.Policy != "" {
-		side.AllowedBy = &Rule{Policy: s.AllowedBy.Policy, Rule: s.AllowedBy.Rule}
+	if s.AllowedBy().Policy != "" {
+		side.AllowedBy = &Rule{Policy: s.AllowedBy().Policy, Rule: s.AllowedBy().Rule}
 	}
 	return side
 }
