@@ -27,7 +27,8 @@ others go on. With --follow an agent that was replaced is found again.
 
 A denial is shown at once and each time, whatever the decision log gathers, selects or
 samples: this is what is judged, not what is kept. An agent remembers its last 2,048
-decisions. Only connections of pods that some policy isolates are judged at all.
+decisions. Only connections of pods that some policy isolates are judged at all; others
+are shown if the agent runs with --record all.
 
 Of the filters all must hold, and of one that is given several times any. A pod is
 NAMESPACE/POD or POD, or its workload's name; shell patterns are understood. An end

@@ -147,6 +147,9 @@ func differNamespace(has, want *policycache.Namespace) string {
 	if has.Audit != want.Audit {
 		parts = append(parts, fmt.Sprintf("%s=%q, not %q", policycache.AuditAnnotation, has.Audit, want.Audit))
 	}
+	if has.Mode != want.Mode {
+		parts = append(parts, fmt.Sprintf("%s=%q, not %q", policycache.ModeAnnotation, has.Mode, want.Mode))
+	}
 	if len(parts) == 0 && !same(has, want) {
 		parts = append(parts, fmt.Sprintf("%s, not %s", words(has), words(want)))
 	}
