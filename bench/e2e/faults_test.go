@@ -79,7 +79,7 @@ func TestFaultGarbageManifests(t *testing.T) {
 	w.under("garbage among the manifests", w.unaccounted, func() []string {
 		const files = 200
 		for i := range files {
-			text := good[:rand.N(len(good))]
+			text := good[:rand.N(len(good))] + "\n{" // cut at some places it would be another policy
 			switch i % 5 {
 			case 0:
 				b := make([]byte, rand.N(4096))

@@ -126,7 +126,7 @@ func TestFaultSYNFlood(t *testing.T) {
 	grown := w.rss() - before
 	dropped, userDropped := w.queueOf(102)
 	note := fmt.Sprintf("%d SYNs in %s; p99 idle %s, flooded %s; judged %.0f, queue dropped %d, socket dropped %d; RSS %+d KiB; records lost and counted %.0f",
-		flood.Sent, floodTime, idle.at(99), busy.at(99), w.metricSum("queue_packets_total", `queue="102"`), dropped, userDropped, grown>>10,
+		flood.Sent, floodTime+time.Second, idle.at(99), busy.at(99), w.metricSum("queue_packets_total", `queue="102"`), dropped, userDropped, grown>>10,
 		w.metricSum("decision_log_lost_total"))
 	chaos.Report(t, chaos.Row{Fault: "SYN flood from a denied pod", Load: "connections of another pod, one each 2 ms",
 		Tried: len(idle.Took) + len(busy.Took) + busy.Failed + flood.Sent, Wrong: idle.Failed + busy.Failed, Lost: lost, Note: note})
