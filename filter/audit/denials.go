@@ -63,7 +63,7 @@ func (d *denials) add(rec *Record) {
 		return
 	}
 	f, decision := &rec.Flow, &rec.Decision
-	key := denialKey{proto: f.Proto, verdict: decision.Verdict.String(), reason: decision.Reason, policies: deniers(decision)}
+	key := denialKey{proto: f.Proto, verdict: rec.word(), reason: decision.Reason, policies: deniers(decision)}
 	key.src, key.dst = endName(decision.Src, f.Src.IsValid(), f.Src.String), endName(decision.Dst, f.Dst.IsValid(), f.Dst.String)
 	if f.Defect == verdict.ReasonNone && f.Proto.HasPorts() {
 		key.port = f.DstPort
