@@ -62,7 +62,7 @@ type QueueConfig struct {
 	CacheSize int
 	// Hold is for how long packets of unknown pods (verdict.Decision.Unknown) wait
 	// until their pods are known; zero or less: they don't. HoldMax is how many of
-	// them each queue holds; zero means DefaultHoldMax.
+	// them each queue holds, at most half of its length; zero means DefaultHoldMax.
 	Hold    time.Duration
 	HoldMax int
 	// NoisyRate is KernelConfig's: other than zero, the queue after the last is
@@ -110,6 +110,7 @@ func (c QueueConfig) of(i int) QueueConfig {
 	if i == c.Count {
 		c.MaxLen = min(c.MaxLen, noisyMaxLen)
 	}
+	c.HoldMax = min(c.HoldMax, max(int(c.MaxLen/2), 1)) // a queue full of what is held takes no more
 	return c
 }
 
@@ -147,7 +148,7 @@ func OpenQueues(cfg QueueConfig, engine *verdict.Engine, log *audit.Log, lg *slo
 			return nil, errors.Join(explainBind(queue, err), q.Close())
 		}
 		q.conns = append(q.conns, conn)
-		q.workers = append(q.workers, newWorker(queue, cfg, engine, log.NewRing(), lg))
+		q.workers = append(q.workers, newWorker(queue, cfg.of(i), engine, log.NewRing(), lg))
 	}
 	q.table = openKernelTable()
 	for _, w := range q.workers {

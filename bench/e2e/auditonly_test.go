@@ -73,7 +73,7 @@ func TestAuditOnly(t *testing.T) {
 		t.Error("no metric of would-deny")
 	}
 	if out, _, code := w.asked("explain", "--manifests", w.dir, "--from", "b/free", "--to", "a/db", "--port", "80"); code != 0 ||
-		!strings.Contains(out, "\nWOULD-DENY  tcp b/free") || !strings.Contains(out, "but it is in audit-only mode") {
+		!strings.Contains(out, "WOULD-DENY  tcp b/free") || !strings.Contains(out, "but it is in audit-only mode") {
 		t.Errorf("explain (%d): %s", code, out)
 	}
 }

@@ -21,7 +21,7 @@ func recordWorld(t *testing.T, name string, mode lab.Mode) *world {
 	w.pod(mode, "a/db", 12, "app=db")
 	w.pod(mode, "b/free", 13, "app=free")
 	w.host("outside", "172.17.0.5", "fd00:17::5")
-	w.asked("iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.1", "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", w.lab.IP4("a/db").String()+":6379")
+	w.command("iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.1", "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", w.lab.IP4("a/db").String()+":6379")
 	return w
 }
 

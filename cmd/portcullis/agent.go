@@ -141,7 +141,7 @@ func (o *agentOptions) check() error {
 			return fmt.Errorf("--http %q is not an address such as 127.0.0.1:9353", o.http)
 		}
 	}
-	if err := o.hold.check(o.queueLength); err != nil {
+	if err := o.hold.check(); err != nil {
 		return err
 	}
 	return o.decisions.check()

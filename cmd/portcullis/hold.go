@@ -14,7 +14,7 @@ import (
 	"portcullis/verdict"
 )
 
-// maxHeld bounds --hold-packets: a queue that holds its whole length takes no more.
+// maxHeld bounds --hold-packets.
 const maxHeld = 1 << 16
 
 // holdFlags say what is done with packets of pods that nobody knows yet.
@@ -27,20 +27,18 @@ type holdFlags struct {
 
 func (h *holdFlags) register(f *pflag.FlagSet) {
 	f.DurationVar(&h.hold, "hold", time.Second, "how long packets of an address in the node's pod ranges that is no known pod's wait until it is; 0 takes such an address for any other")
-	f.IntVar(&h.packets, "hold-packets", filter.DefaultHoldMax, "how many such packets each queue holds, an eighth of them of one address")
+	f.IntVar(&h.packets, "hold-packets", filter.DefaultHoldMax, "how many such packets each queue holds, at most half of --queue-length; an eighth of them of one address")
 	f.StringVar(&h.unknown, "unknown-pod", "deny", "what becomes of packets whose pod didn't become known in time: allow, or deny where there is any policy")
 	f.StringArrayVar(&h.cidrs, "pod-cidr", nil, "a range of this node's pods, besides those that its Node names (spec.podCIDRs); may be given several times")
 }
 
 // check finds what is wrong with the flags.
-func (h *holdFlags) check(queueLength uint32) error {
+func (h *holdFlags) check() error {
 	switch {
 	case h.hold < 0 || h.hold > time.Minute:
 		return fmt.Errorf("--hold %s is not within 0 and 1m", h.hold)
 	case h.packets < 1 || h.packets > maxHeld:
 		return fmt.Errorf("--hold-packets %d is not within 1 and %d", h.packets, maxHeld)
-	case h.hold > 0 && uint64(h.packets) >= uint64(queueLength):
-		return fmt.Errorf("--hold-packets %d leaves no room in a queue of %d packets (--queue-length)", h.packets, queueLength)
 	case h.unknown != verdict.Allow.String() && h.unknown != verdict.Deny.String():
 		return fmt.Errorf("--unknown-pod %q: want allow or deny", h.unknown)
 	}
