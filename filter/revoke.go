@@ -21,6 +21,8 @@ const (
 	// waiting, so that a stream of changes is gathered: at the least, for after a
 	// look that took longer the pause is as long as the look.
 	lookEvery = 150 * time.Millisecond
+	// awaitEvery is how often Await looks.
+	awaitEvery = 5 * time.Millisecond
 	// lookAgain is when each change is looked at once more. A packet that passed
 	// our rules just before a set knew its pod, or that another program's queue
 	// holds, may come into conntrack's table after the first look.
@@ -62,6 +64,8 @@ type Revoker struct {
 	allDue  int                // and those at all connections
 	looked  bool               // all have been looked at once
 	trouble error              // of the last look
+	begun   int                // looks
+	ended   int                // the last one that has ended
 	count   revokeCounters
 
 	// What follows belongs to the looks.
@@ -112,6 +116,32 @@ func (r *Revoker) Everything() {
 	r.allDue = looksDue
 	r.mu.Unlock()
 	r.rouse()
+}
+
+// Await waits until there has been a look for all that was asked for before, but not
+// beyond ctx.
+func (r *Revoker) Await(ctx context.Context) {
+	r.mu.Lock()
+	awaited := r.begun // which may be on its way
+	if r.allDue > 0 || len(r.due) > 0 {
+		awaited++
+	}
+	r.mu.Unlock()
+	tick := time.NewTicker(awaitEvery)
+	defer tick.Stop()
+	for {
+		r.mu.Lock()
+		ended := r.ended
+		r.mu.Unlock()
+		if ended >= awaited {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 func (r *Revoker) rouse() {
@@ -167,6 +197,9 @@ func (r *Revoker) Run(ctx context.Context) {
 func (r *Revoker) look() (next time.Duration) {
 	all, addrs := r.take()
 	if !all && len(addrs) == 0 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.ended = r.begun
 		return 0
 	}
 	if r.cfg.Settle != nil {
@@ -191,6 +224,7 @@ func (r *Revoker) look() (next time.Duration) {
 func (r *Revoker) take() (all bool, addrs map[netip.Addr]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.begun++
 	if all = r.allDue > 0; all {
 		r.allDue--
 	}
@@ -209,6 +243,7 @@ func (r *Revoker) take() (all bool, addrs map[netip.Addr]bool) {
 func (r *Revoker) settleUp(all bool, addrs map[netip.Addr]bool, err error) (next time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.ended = r.begun
 	before := r.trouble
 	r.trouble = err
 	if err != nil {

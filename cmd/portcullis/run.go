@@ -211,7 +211,6 @@ func (a *agent) apply(objects *policycache.Objects) error {
 	snapshot := a.compiler.Compile(objects)
 	a.metrics.compiled(time.Since(start))
 	a.engine.Swap(snapshot)
-	a.vacated.add(snapshot.Vacated())
 	isolated, judged := snapshot.IsolatedAddrs(), snapshot.JudgedAddrs()
 	a.mu.Lock()
 	a.state.compiled = true
@@ -239,6 +238,7 @@ func (a *agent) apply(objects *policycache.Objects) error {
 		return err
 	}
 	a.rejudge(snapshot, unguarded)
+	a.vacated.add(snapshot.Vacated())
 	return nil
 }
 

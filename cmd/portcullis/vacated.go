@@ -9,8 +9,12 @@ import (
 	"portcullis/filter"
 )
 
-// forgetAgain is when what failed is tried again.
-const forgetAgain = time.Second
+const (
+	// forgetAgain is when what failed is tried again.
+	forgetAgain = time.Second
+	// forgetLatest is how long connections are judged before they are forgotten.
+	forgetLatest = time.Second
+)
 
 // vacated are addresses that a pod has left, whose connections the kernel is still to
 // forget. It takes its time off the way of policy: a table of many connections is
@@ -54,6 +58,10 @@ func (a *agent) forgetUntil(ctx context.Context) {
 		case <-a.vacated.wake:
 		}
 		addrs := a.vacated.take()
+		// What policy denies now is revoked first, which the decision log tells of.
+		judged, enough := context.WithTimeout(ctx, forgetLatest)
+		a.revoker.Await(judged)
+		enough()
 		n, err := filter.ForgetFlows(addrs)
 		a.metrics.forgot.Add(float64(n))
 		a.note("connections of pods that have gone can't be forgotten", &failed, err)
