@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"portcullis/filter"
 )
 
 // kind is what stands between the pods.
@@ -52,7 +54,10 @@ func onPodName(policies int) string  { return fmt.Sprint("portcullis-pod-", poli
 func missName(policies int) string   { return fmt.Sprint("portcullis-miss-", policies) }
 func chainsName(policies int) string { return fmt.Sprint("iptables-", policies) }
 
-const logName = "portcullis-log"
+const (
+	logName   = "portcullis-log"
+	noisyName = "portcullis-noisy"
+)
 
 // proofVariants are what the proof compares.
 func proofVariants(p Params) []variant {
@@ -74,6 +79,8 @@ func proofVariants(p Params) []variant {
 	}
 	all = append(all, variant{name: logName, kind: agentKind, cluster: p.spread(p.Policies[0]), log: true,
 		about: fmt.Sprintf("(e) with %d policies, and the decision log written to a file", p.Policies[0])})
+	all = append(all, variant{name: noisyName, kind: agentKind, cluster: p.spread(p.Policies[0]), args: []string{"--noisy-rate", strconv.Itoa(filter.DefaultNoisyRate)},
+		about: fmt.Sprintf("(e) with %d policies and the usual --noisy-rate, %d connections a second, which these loads are beyond: one worker of the lowest priority judges them. The others have it at %s", p.Policies[0], filter.DefaultNoisyRate, noNoise)})
 	for _, n := range p.OnPod {
 		spec := clusterSpec{onPod: n, pods: p.Pods}
 		if !slices.ContainsFunc(all, func(v variant) bool { return v.kind == agentKind && v.cluster == spec && v.args == nil && !v.log }) {

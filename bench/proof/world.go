@@ -11,11 +11,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"portcullis/bench/lab"
+	"portcullis/filter"
 )
 
 // The lab's hosts: the network namespaces of all measured pods that load, and of
@@ -123,9 +125,14 @@ func (w *world) install(ctx context.Context, agent string) error {
 	return w.inheritChains(ctx, agent)
 }
 
+// noNoise is a rate that no load reaches: the rules of the noisy queue are there, in
+// the agent's chains and in those that the echoes inherit, and every packet goes by
+// them to the queues that all share. What the queue itself does is measured apart.
+var noNoise = strconv.Itoa(filter.MaxNoisyRate)
+
 // startAgent runs the agent until the world is closed, and waits until it is ready.
 func (w *world) startAgent(ctx context.Context, agent string) (err error) {
-	argv := append(append(w.prefix(w.env), agent, "agent", "--node", lab.NodeName, "--socket", ""), w.source...)
+	argv := append(append(w.prefix(w.env), agent, "agent", "--node", lab.NodeName, "--socket", "", "--noisy-rate", noNoise), w.source...)
 	if w.log {
 		argv = append(argv, "--decision-log", w.logFile)
 	}
