@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -299,6 +300,15 @@ func TestStandby(t *testing.T) {
 		}
 		return nil
 	})
+	onSocket := func(who string) {
+		w.untilWithin(settled, who+" answers on the socket", func() error {
+			if _, stderr, code := w.asked("top", "--once", "--interval", "100ms", "--socket", w.socket); code != 0 {
+				return errors.New(stderr)
+			}
+			return nil
+		})
+	}
+	onSocket("the new agent")
 	out, err := w.lab.Command(context.Background(), lab.Node, binary, "cleanup")
 	if err == nil {
 		t.Errorf("cleanup beside two agents: %s", out)
@@ -313,6 +323,7 @@ func TestStandby(t *testing.T) {
 	})
 	w.must(probe("one"))
 	w.expect(gateJudged)
+	onSocket("the old agent")
 
 	w.launch("--standby", "--pod-uid=three")
 	w.untilWithin(settled, "the third agent answers", func() error { return probe("three") })

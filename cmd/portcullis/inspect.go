@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -74,25 +75,54 @@ func (i *inspector) current() (*policycache.Objects, *verdict.Snapshot) {
 
 // serveSocket answers on the Unix socket until the returned function is called. The gate
 // doesn't depend on it: without a socket there is an error in the log, and the agent goes
-// on.
-func (a *agent) serveSocket() (stop func()) {
+// on. While another agent has it, it is waited for, as the http address is.
+func (a *agent) serveSocket(ctx context.Context) (stop func()) {
 	if a.options.socket == "" {
 		return func() {}
 	}
-	socket, err := listenSocket(a.options.socket)
-	if err != nil {
-		a.log.Error("no socket for observe, top, diff and pprof", "socket", a.options.socket, "err", err)
-		return func() {}
-	}
+	ctx, cancel := context.WithCancel(ctx)
 	server := &http.Server{Handler: a.socketHandler(), ReadHeaderTimeout: 5 * time.Second}
-	go func() {
+	var socket *agentSocket
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		if socket = a.waitForSocket(ctx); socket == nil {
+			return
+		}
 		if err := server.Serve(socket); !errors.Is(err, http.ErrServerClosed) {
 			a.log.Error("the server on the socket ended", "err", err)
 		}
-	}()
+	})
 	return func() {
-		if err := errors.Join(socket.remove(), server.Close()); err != nil {
+		cancel()
+		err := server.Close()
+		serving.Wait()
+		if socket != nil {
+			err = errors.Join(err, socket.remove())
+		}
+		if err != nil {
 			a.log.Error("closing the socket", "err", err)
+		}
+	}
+}
+
+// waitForSocket listens as soon as no other agent does; nil if ctx ends before, or
+// it can't be.
+func (a *agent) waitForSocket(ctx context.Context) *agentSocket {
+	for said := false; ; said = true {
+		socket, err := listenSocket(a.options.socket)
+		switch {
+		case err == nil:
+			return socket
+		case !errors.Is(err, errSocketTaken):
+			a.log.Error("no socket for observe, top, diff and pprof", "socket", a.options.socket, "err", err)
+			return nil
+		case !said:
+			a.log.Info("another agent has the socket: waiting until it has handed over", "socket", a.options.socket)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(portLook):
 		}
 	}
 }

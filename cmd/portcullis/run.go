@@ -88,7 +88,7 @@ func enforce(ctx context.Context, o *agentOptions, stdout io.Writer, log *slog.L
 		return err
 	}
 	defer stopHTTP()
-	defer a.serveSocket()()
+	defer a.serveSocket(ctx)()
 	failed := make(chan error, 1)
 	var parts sync.WaitGroup
 	parts.Go(func() { a.repairUntil(ctx) })

@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// errSocketTaken says that another agent answers on the socket.
+var errSocketTaken = errors.New("another agent answers there")
+
 // defaultSocket is where an agent answers those who are root on its node.
 const defaultSocket = "/run/portcullis/agent.sock"
 
@@ -34,7 +37,7 @@ func listenSocket(path string) (*agentSocket, error) {
 	switch conn, err := net.DialTimeout("unix", path, time.Second); {
 	case err == nil:
 		conn.Close()
-		return nil, fmt.Errorf("%s: another agent answers there", path)
+		return nil, fmt.Errorf("%s: %w", path, errSocketTaken)
 	case !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ECONNREFUSED):
 		return nil, err
 	}
