@@ -120,7 +120,7 @@ soak: deps ## SOAK of connections while everything changes at random, held again
 
 chaos: deps ## every fault test, and a table of what each found; the last is a soak of CHAOSSOAK
 	@rows=$$(mktemp) && trap 'rm -f "$$rows"' EXIT && export CHAOS_ROWS=$$rows && failed= && \
-	go test ./bench/e2e -run '^TestFault' -count 1 -timeout 30m || failed=1; \
+	go test ./bench/e2e -run '^Test(Fault|Handover$$|KilledUnderLoad|FailOpenUnderLoad|NoConnectionOutlives|PodsStarting|AddressReuse)' -count 1 -timeout 30m || failed=1; \
 	$(MAKE) -s soak SOAK=$(CHAOSSOAK) >$$rows.soak || { cat $$rows.soak; failed=1; }; rm -f $$rows.soak; \
 	go run ./bench/chaos/table $$rows && test -z "$$failed"
 CHAOSSOAK ?= 60s

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"portcullis/bench/chaos"
 	"portcullis/bench/lab"
 )
 
@@ -59,7 +60,11 @@ func TestKilledUnderLoad(t *testing.T) {
 		t.Error("denied ones got through")
 	}
 	// The logs of killed agents lack their last lines; the last one's is whole.
-	if missing := w.unjudged(last, "db", 80, w.log); missing > 0 {
+	missing := w.unjudged(last, "db", 80, w.log)
+	chaos.Report(t, chaos.Row{Fault: "kill -9 three times, fail-closed", Load: "330 new connections/s",
+		Tried: int(allowed.tried.Load()+denied.tried.Load()) + sent, Wrong: int(allowed.failed.Load()+denied.opened.Load()) + arrived, Lost: missing,
+		Note: fmt.Sprintf("%d waited for the next agent", allowed.resent.Load())})
+	if missing > 0 {
 		t.Errorf("%d of the %d connections opened since the last agent came have no record", missing, connections(last))
 	}
 }
@@ -121,7 +126,11 @@ func TestFailOpenUnderLoad(t *testing.T) {
 	if allowed.failed.Load() > 0 {
 		t.Error("allowed connections failed")
 	}
-	if late := denied.take(); len(late) > 0 || denied.failed.Load() < 50 {
+	late := denied.take()
+	chaos.Report(t, chaos.Row{Fault: "kill -9 three times, fail-open", Load: "400 new connections/s",
+		Tried: int(allowed.tried.Load() + denied.tried.Load()), Wrong: int(allowed.failed.Load()) + len(late), Lost: chaos.Unknown,
+		Note: fmt.Sprintf("%d passed while nobody judged, as they should", passed)})
+	if len(late) > 0 || denied.failed.Load() < 50 {
 		t.Errorf("%d connections that policy denies were opened under the last agent", len(late))
 	}
 	last := allowed.take()

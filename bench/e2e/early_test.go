@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"portcullis/bench/chaos"
 	"portcullis/bench/lab"
 )
 
@@ -49,6 +50,7 @@ func TestPodsStarting(t *testing.T) {
 	t.Parallel()
 	bothModes(t, "starting", func(t *testing.T, name string, mode lab.Mode) {
 		w := holdWorld(t, name, mode)
+		tried, wrong := 0, 0
 		for round := range 3 {
 			var tries []*attempt
 			for i := range 3 {
@@ -71,8 +73,10 @@ func TestPodsStarting(t *testing.T) {
 			`))
 			time.Sleep(100 * time.Millisecond)
 			w.must(w.lab.Manifests(w.dir))
-			w.await(tries, 100*time.Millisecond)
+			wrong += w.await(tries, 100*time.Millisecond)
+			tried += len(tries)
 		}
+		chaos.Report(t, chaos.Row{Fault: fmt.Sprintf("pods that connect before they are known, %s", mode), Load: "nine pods, three at a time", Tried: tried, Wrong: wrong, Lost: w.unaccounted()})
 		w.shows("portcullis_held_packets 0")
 		w.shows("portcullis_held_packets_refused_total 0")
 		w.shows(`portcullis_held_packets_ended_total{end="expired",verdict="deny"} 0`)

@@ -64,8 +64,8 @@ func (w *world) unaccounted() int {
 	w.Helper()
 	missing := 0
 	for end := time.Now().Add(patient); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		missing = int(w.metricSum("portcullis_decisions_total") - w.metricSum("portcullis_decision_log_records_total") -
-			w.metricSum("portcullis_decision_log_lost_total") - w.metricSum("portcullis_decision_log_omitted_total") -
+		missing = int(w.metricSum("portcullis_decisions_total") + w.metricSum("portcullis_revoked_connections_total") -
+			w.metricSum("portcullis_decision_log_records_total") - w.metricSum("portcullis_decision_log_lost_total") - w.metricSum("portcullis_decision_log_omitted_total") -
 			w.metricSum("portcullis_decision_log_held_decisions"))
 		if missing == 0 {
 			return 0

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"portcullis/bench/chaos"
 	"portcullis/bench/lab"
 )
 
@@ -120,7 +121,12 @@ func TestHandover(t *testing.T) {
 			t.Error("denied ones got through")
 		}
 		ends := allowed.take()
-		if missing := w.unjudged(ends, "db", 80, logs...); missing > 0 {
+		missing := w.unjudged(ends, "db", 80, logs...)
+		chaos.Report(t, chaos.Row{Fault: fmt.Sprintf("%d hand-overs to a new agent, %s", len(logs)-1, mode), Load: "1,000 new connections/s, 200 datagrams/s",
+			Tried: int(allowed.tried.Load()+denied.tried.Load()) + sent + sentDenied,
+			Wrong: int(allowed.failed.Load()+denied.opened.Load()) + sent - arrived + arrivedDenied, Lost: missing,
+			Note: fmt.Sprintf("%d had to send a SYN again", allowed.resent.Load())})
+		if missing > 0 {
 			t.Errorf("%d of %d connections have no record in any log", missing, allowed.opened.Load())
 			judged := w.judged("db", 80, logs...)
 			for from, n := range ends {

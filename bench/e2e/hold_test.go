@@ -71,17 +71,20 @@ func (w *world) try(text string) (all []*attempt) {
 }
 
 // await compares what became of attempts with what should have.
-func (w *world) await(all []*attempt, atLeast time.Duration) {
+func (w *world) await(all []*attempt, atLeast time.Duration) (wrong int) {
 	w.Helper()
 	for _, a := range all {
 		<-a.done
 		if a.got.Outcome != a.row.want {
 			w.Errorf("%s: %s after %s, %v", a.row.text, a.got.Outcome, a.took, a.got.Err)
+			wrong++
 		}
 		if a.took < atLeast {
 			w.Errorf("%s: %s after %s, before the pod was known", a.row.text, a.got.Outcome, a.took)
+			wrong++
 		}
 	}
+	return wrong
 }
 
 // newcomerRows are what the policy says of a pod default/new.

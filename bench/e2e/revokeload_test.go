@@ -12,6 +12,7 @@ import (
 
 	"github.com/ti-mo/conntrack"
 
+	"portcullis/bench/chaos"
 	"portcullis/bench/lab"
 )
 
@@ -114,7 +115,7 @@ func TestNoConnectionOutlivesItsPolicy(t *testing.T) {
 	w.stillness()
 	started := time.Now()
 	looks := w.metric("portcullis_rejudge_duration_seconds_count")
-	changes, refused := 0, 0
+	changes, refused, tried, wrong := 0, 0, 0, 0
 	for round := range 4 {
 		c := w.clients("a/web", "b/free")
 		for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); changes++ {
@@ -129,12 +130,15 @@ func TestNoConnectionOutlivesItsPolicy(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		c.end()
-		if living, all := c.living(denied); living > 0 || all == 0 {
+		livingDenied, allDenied := c.living(denied)
+		livingAllowed, allAllowed := c.living(allowed)
+		tried, wrong = tried+allDenied+allAllowed, wrong+livingDenied+allAllowed-livingAllowed
+		if living, all := livingDenied, allDenied; living > 0 || all == 0 {
 			t.Errorf("round %d: %d of %d connections of %s live on, which is denied", round, living, all, denied)
 		} else {
 			refused += all
 		}
-		if living, all := c.living(allowed); living < all || all == 0 {
+		if living, all := livingAllowed, allAllowed; living < all || all == 0 {
 			t.Errorf("round %d: %d of %d connections of %s live, which is allowed", round, living, all, allowed)
 		}
 	}
@@ -142,6 +146,8 @@ func TestNoConnectionOutlivesItsPolicy(t *testing.T) {
 	if most := time.Since(started).Seconds()/0.15 + 2; looks > most {
 		t.Errorf("%v looks for %d changes, %v at most", looks, changes, most)
 	}
+	chaos.Report(t, chaos.Row{Fault: "policy changes under open connections", Load: fmt.Sprintf("%d changes, new connections all the while", changes),
+		Tried: tried, Wrong: wrong, Lost: chaos.Unknown, Note: fmt.Sprintf("%v looks at conntrack; judged a second after the last change", looks)})
 	t.Logf("%d changes, %v looks, %d connections of denied pods, none of which lived", changes, looks, refused)
 }
 

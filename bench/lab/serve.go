@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync/atomic"
+	"time"
 )
 
 // Serve starts a server in a pod or host for each port, on each of its
@@ -46,7 +48,31 @@ func (l *Lab) Serve(who string, ports ...Port) error {
 }
 
 // Counter counts the datagrams that reached a port.
-type Counter struct{ n atomic.Int64 }
+type Counter struct {
+	n    atomic.Int64
+	sent atomic.Int64
+}
+
+// Stamp is a payload that tells a Counter when it was sent.
+func Stamp() []byte { return binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano())) }
+
+// LastSent gives when the youngest of the stamped datagrams that came was sent, by its
+// Stamp. What waits in the kernel for a neighbour's address comes late.
+func (c *Counter) LastSent() time.Time { return time.Unix(0, c.sent.Load()) }
+
+func (c *Counter) take(payload []byte) {
+	c.n.Add(1)
+	if len(payload) != 8 {
+		return
+	}
+	sent := int64(binary.BigEndian.Uint64(payload))
+	for {
+		last := c.sent.Load()
+		if sent <= last || c.sent.CompareAndSwap(last, sent) {
+			return
+		}
+	}
+}
 
 // Count gives the number of datagrams so far.
 func (c *Counter) Count() int { return int(c.n.Load()) }
@@ -58,7 +84,7 @@ func (l *Lab) CountUDP(who string, port uint16) (*Counter, error) {
 		return nil, err
 	}
 	c := new(Counter)
-	count := func(net.PacketConn, []byte, net.Addr) { c.n.Add(1) }
+	count := func(_ net.PacketConn, payload []byte, _ net.Addr) { c.take(payload) }
 	if err := l.onEachIP(m, func(ip netip.Addr) (io.Closer, error) { return serveUDP(ip, port, count) }); err != nil {
 		return nil, fmt.Errorf("count UDP %d in %s: %w", port, who, err)
 	}
