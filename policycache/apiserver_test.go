@@ -206,7 +206,7 @@ func missingRight(t *testing.T, f *follower) {
 	})
 	ctx := context.Background()
 	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "portcullis"}, Rules: []rbacv1.PolicyRule{
-		{APIGroups: []string{""}, Resources: []string{"pods", "namespaces", "nodes"}, Verbs: []string{"get", "list", "watch"}},
+		{APIGroups: []string{""}, Resources: []string{"pods", "namespaces", "nodes"}, Verbs: []string{"list", "watch"}},
 	}}
 	_, err := f.admin.RbacV1().ClusterRoles().Create(ctx, role, metav1.CreateOptions{})
 	f.must(err)
@@ -224,7 +224,7 @@ func missingRight(t *testing.T, f *follower) {
 		t.Error("loaded without the policies")
 	}
 	role.Rules = append(role.Rules, rbacv1.PolicyRule{
-		APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"get", "list", "watch"},
+		APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list", "watch"},
 	})
 	_, err = f.admin.RbacV1().ClusterRoles().Update(ctx, role, metav1.UpdateOptions{})
 	f.must(err)

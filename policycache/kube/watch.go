@@ -210,7 +210,7 @@ func (w *Watcher) wellAgain() {
 func describe(resource string, err error) string {
 	text := strings.ReplaceAll(err.Error(), "\n", "; ")
 	if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
-		return fmt.Sprintf("no right to list and watch %s: give the service account get, list and watch on it (%s)", resource, text)
+		return fmt.Sprintf("no right to list and watch %s: give the service account list and watch on it (%s)", resource, text)
 	}
 	return text
 }
