@@ -127,29 +127,11 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	if err != nil {
 		return nil, fmt.Errorf("--mark-bits: %w", err)
 	}
-	source, err := o.cluster.open(log)
+	source, results, err := o.openSource(log)
 	if err != nil {
 		return nil, err
 	}
-	var results *cni.Watcher
-	if o.cniResults != "" {
-		results, err = cni.NewWatcher(o.cniResults, log)
-		if err != nil {
-			return nil, fmt.Errorf("--cni-results: %w", err)
-		}
-		source = resultsSource{source, results, o.node}
-	}
-	kernel, err := filter.NewKernel(filter.KernelConfig{
-		Backend:   o.backend,
-		QueueBase: uint16(o.queueBase),
-		Queues:    o.queues,
-		FailOpen:  o.failOpen,
-		MarkBits:  bits,
-		NoisyRate: o.noisyRate,
-		Log:       log,
-
-		HoldUnknown: o.hold.hold > 0,
-	})
+	kernel, err := filter.NewKernel(o.kernelConfig(bits, log))
 	if err != nil {
 		return nil, err
 	}
@@ -173,20 +155,7 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 		source:   source,
 		compiler: policycache.NewCompiler(o.node, log),
 		inspect:  inspect,
-		queueCfg: filter.QueueConfig{
-			Base:       uint16(o.queueBase),
-			Count:      o.queues,
-			CopyRange:  o.copyRange,
-			MaxLen:     o.queueLength,
-			ReadBuffer: o.readBuffer,
-			Burst:      o.burst,
-			FailOpen:   o.failOpen,
-			AcceptMark: filter.AcceptedMark(bits),
-			CacheSize:  o.cacheSize,
-			Hold:       o.hold.hold,
-			HoldMax:    o.hold.packets,
-			NoisyRate:  o.noisyRate,
-		},
+		queueCfg: o.queueConfig(bits),
 	}
 	if o.auditOnly {
 		a.compiler.SetMode(verdict.ModeAuditOnly)
@@ -200,6 +169,50 @@ func newAgent(o *agentOptions, stdout io.Writer, log *slog.Logger) (*agent, erro
 	a.metrics = newMetrics(a)
 	a.revoker = a.newRevoker(bits)
 	return a, nil
+}
+
+// openSource opens where the state comes from, and the CNI plugins' results, nil where
+// they aren't read.
+func (o *agentOptions) openSource(log *slog.Logger) (source, *cni.Watcher, error) {
+	source, err := o.cluster.open(log)
+	if err != nil || o.cniResults == "" {
+		return source, nil, err
+	}
+	results, err := cni.NewWatcher(o.cniResults, log)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--cni-results: %w", err)
+	}
+	return resultsSource{source, results, o.node}, results, nil
+}
+
+func (o *agentOptions) kernelConfig(bits uint32, log *slog.Logger) filter.KernelConfig {
+	return filter.KernelConfig{
+		Backend:     o.backend,
+		QueueBase:   uint16(o.queueBase),
+		Queues:      o.queues,
+		FailOpen:    o.failOpen,
+		MarkBits:    bits,
+		NoisyRate:   o.noisyRate,
+		HoldUnknown: o.hold.hold > 0,
+		Log:         log,
+	}
+}
+
+func (o *agentOptions) queueConfig(bits uint32) filter.QueueConfig {
+	return filter.QueueConfig{
+		Base:       uint16(o.queueBase),
+		Count:      o.queues,
+		CopyRange:  o.copyRange,
+		MaxLen:     o.queueLength,
+		ReadBuffer: o.readBuffer,
+		Burst:      o.burst,
+		FailOpen:   o.failOpen,
+		AcceptMark: filter.AcceptedMark(bits),
+		CacheSize:  o.cacheSize,
+		Hold:       o.hold.hold,
+		HoldMax:    o.hold.packets,
+		NoisyRate:  o.noisyRate,
+	}
 }
 
 // apply puts a new state in force: the engine first, so that whatever the
