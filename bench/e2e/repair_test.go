@@ -21,14 +21,14 @@ const repairedWithin = 5 * time.Second
 var damages = []struct{ name, script, between string }{
 	{"filter", "iptables -w -F; ip6tables -w -F", "as it was"},
 	{"flush", "iptables -w -t mangle -F; ip6tables -w -t mangle -F", "open"},
-	{"delete", "for c in iptables ip6tables; do $c -w -t mangle -F; $c -w -t mangle -X; done", "open"},
+	{"delete", "for c in iptables ip6tables; do printf '*mangle\\nCOMMIT\\n' | $c-restore -w; done", "open"},
 	{"jump", "iptables -w -t mangle -F FORWARD; ip6tables -w -t mangle -F FORWARD", "open"},
 	{"chain", "for c in iptables ip6tables; do $c -w -t mangle -F $($c -w -t mangle -S FORWARD | sed -n 's/.*-j \\(PORTCULLIS-[^ ]*\\).*/\\1/p'); done", "open"},
 	{"restore", "iptables-restore <DUMP.4; ip6tables-restore <DUMP.6", "open"},
 	{"restore-old", "iptables-restore <OLD.4; ip6tables-restore <OLD.6", "shut"},
 	{"flush-sets", "ipset flush", "open"},
 	{"member", "ipset del portcullis-4 ADDR4; ipset del portcullis-6 ADDR6", "open"},
-	{"destroy-sets", `for c in iptables ip6tables; do $c -w -t mangle -F; $c -w -t mangle -X; done
+	{"destroy-sets", `for c in iptables ip6tables; do printf '*mangle\nCOMMIT\n' | $c-restore -w; done
 		for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1; ipset destroy && exit; done; exit 1`, "open"},
 }
 
