@@ -184,7 +184,7 @@ func (s *soak) unaccounted() (missing int) {
 			full, value, _ := strings.Cut(strings.TrimSpace(line), " ")
 			bare, _, _ := strings.Cut(full, "{")
 			n, err := strconv.ParseFloat(value, 64)
-			sign := map[string]float64{"portcullis_decisions_total": 1, "portcullis_decision_log_records_total": -1,
+			sign := map[string]float64{"portcullis_decisions_total": 1, "portcullis_revoked_connections_total": 1, "portcullis_decision_log_records_total": -1,
 				"portcullis_decision_log_lost_total": -1, "portcullis_decision_log_omitted_total": -1, "portcullis_decision_log_held_decisions": -1}[bare]
 			if err == nil {
 				sum += sign * n
