@@ -34,7 +34,8 @@ const (
 	// maxCopyRange is what a netlink attribute can hold.
 	minCopyRange = 80
 	maxCopyRange = 65531
-	maxBurst     = 256
+	// MaxBurst is how many packets are read together at most.
+	MaxBurst = 256
 )
 
 // QueueConfig says which queues to serve and how.
@@ -94,8 +95,8 @@ func (c QueueConfig) complete() (QueueConfig, error) {
 		return c, fmt.Errorf("queues %d to %d: the last queue is 65535", c.Base, c.last())
 	case c.CopyRange < minCopyRange || c.CopyRange > maxCopyRange:
 		return c, fmt.Errorf("copy range of %d bytes: it must be %d to %d", c.CopyRange, minCopyRange, maxCopyRange)
-	case c.Burst < 1 || c.Burst > maxBurst:
-		return c, fmt.Errorf("bursts of %d packets: they must be of 1 to %d", c.Burst, maxBurst)
+	case c.Burst < 1 || c.Burst > MaxBurst:
+		return c, fmt.Errorf("bursts of %d packets: they must be of 1 to %d", c.Burst, MaxBurst)
 	case c.ReadBuffer < 0 || c.ReadBuffer > 1<<30-1: // the kernel doubles it, in an int
 		return c, fmt.Errorf("receive buffer of %d bytes: it must be below 1 GiB", c.ReadBuffer)
 	}

@@ -131,6 +131,8 @@ func (o *agentOptions) check() error {
 		return fmt.Errorf("--noisy-rate %d is not within 0 to %d", o.noisyRate, filter.MaxNoisyRate)
 	case o.queueBase < 0 || o.queueBase+2*filter.QueueSpan(o.queues, o.noisyRate)-1 > filter.LastQueue:
 		return fmt.Errorf("--queue-base %d with twice %d queues is not within 0 to %d", o.queueBase, filter.QueueSpan(o.queues, o.noisyRate), filter.LastQueue)
+	case o.burst < 1 || o.burst > filter.MaxBurst:
+		return fmt.Errorf("--queue-burst %d is not within 1 to %d", o.burst, filter.MaxBurst)
 	case !slices.Contains(backends, o.backend):
 		return fmt.Errorf("--iptables-backend %q: want %s", o.backend, strings.Join(backends, ", "))
 	case o.cacheSize < 0:

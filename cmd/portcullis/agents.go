@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
+	"portcullis/policycache/kube"
 	"portcullis/policycache/live"
 )
 
@@ -78,6 +79,9 @@ func (a *agentFlags) open() (*fleet, error) {
 	// client-go would tell on standard error of each connection that ends.
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	client, err := a.cluster.connect()
+	if errors.Is(err, kube.ErrNoCluster) {
+		return nil, fmt.Errorf("there is no agent's socket at %s, and no cluster is configured: run this on an agent's node, or give --kubeconfig FILE or $KUBECONFIG", a.socket)
+	}
 	if err != nil && a.cluster.kubeconfig == "" && a.cluster.context == "" {
 		return nil, fmt.Errorf("there is no agent's socket at %s, and %w", a.socket, err)
 	}

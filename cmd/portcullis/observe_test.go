@@ -222,6 +222,7 @@ func TestObserveRemoteFlags(t *testing.T) {
 func TestObserveUsageErrors(t *testing.T) {
 	t.Setenv("KUBECONFIG", t.TempDir()+"/none")
 	for _, row := range []struct{ args, want string }{
+		{"observe --verdict maybe", `--verdict "maybe": want deny, allow, would-deny, revoked`},
 		{"observe --socket /no/such/socket", "no agent's socket at /no/such/socket"},
 		{"observe --socket x --kubeconfig y", "excludes"},
 		{"observe --last -1", "--last -1"},

@@ -3,6 +3,7 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -31,6 +32,9 @@ type Client struct {
 	config    *rest.Config // as it was found, for Exec
 }
 
+// ErrNoCluster says that neither flags, environment nor a pod's account name a cluster.
+var ErrNoCluster = errors.New("no cluster is configured: give --manifests DIR, --kubeconfig FILE or $KUBECONFIG, or run in a pod")
+
 // Connect makes a client. It reads the configuration and doesn't talk to the
 // server.
 func Connect(c Config) (*Client, error) {
@@ -39,7 +43,7 @@ func Connect(c Config) (*Client, error) {
 	loader := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: c.Context})
 	config, err := loader.ClientConfig()
 	if clientcmd.IsEmptyConfig(err) {
-		return nil, fmt.Errorf("no cluster is configured: give --manifests DIR, --kubeconfig FILE or $KUBECONFIG, or run in a pod")
+		return nil, ErrNoCluster
 	}
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig: %w", err)

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"portcullis/verdict"
 )
 
 // Criteria are what a user asks to see. Those that are empty ask for nothing; the
@@ -38,6 +40,9 @@ type endTest struct {
 	addrs           netip.Prefix
 }
 
+// verdicts are the words that a record's verdict may be.
+var verdicts = []string{verdict.Deny.String(), verdict.Allow.String(), verdict.WouldDeny.String(), "revoked"}
+
 // NewFilter reads criteria. Now is what Since counts from.
 func NewFilter(c Criteria, now time.Time) (*Filter, error) {
 	f := &Filter{namespace: c.Namespace, policy: c.Policy}
@@ -55,7 +60,11 @@ func NewFilter(c Criteria, now time.Time) (*Filter, error) {
 		}
 	}
 	for _, v := range c.Verdict {
-		f.verdict = append(f.verdict, strings.ToLower(v))
+		v = strings.ToLower(v)
+		if !slices.Contains(verdicts, v) {
+			return nil, fmt.Errorf("--verdict %q: want %s", v, strings.Join(verdicts, ", "))
+		}
+		f.verdict = append(f.verdict, v)
 	}
 	for _, text := range c.Port {
 		n, err := strconv.ParseUint(text, 10, 16)
