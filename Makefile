@@ -6,7 +6,7 @@ BENCHTIME ?= 0.5s
 BENCHCOUNT ?= 6
 FUZZTIME ?= 20s
 RUNS ?= 1
-PACKAGES := iptables iproute2 conntrack ipset kmod procps
+PACKAGES := iptables iproute2 conntrack ipset kmod nftables procps
 
 .PHONY: build image image-twice test manifests control-plane test-metrics cluster-deps cluster cluster-up cluster-down cluster-test conformance test-api race demo bench bench-tune bench-smoke bench-micro bench-baseline bench-compare bench-allocs chaos soak fuzz fuzz-hour lint fmt deps clean
 
@@ -54,7 +54,7 @@ $(KUBE:%=.bin/%): .bin/%: deploy/cluster/go.mod
 control-plane: .bin/etcd .bin/kube-apiserver ## real ones, built from Go modules (minutes, once)
 
 # Whoever has containerd from elsewhere keeps it, hence PACKAGE=COMMAND.
-CLUSTERPACKAGES := containerd=containerd runc=runc containernetworking-plugins=/usr/lib/cni/bridge nftables=nft openssl=openssl
+CLUSTERPACKAGES := containerd=containerd runc=runc containernetworking-plugins=/usr/lib/cni/bridge openssl=openssl
 cluster-deps: deps
 	@missing=(); for p in $(CLUSTERPACKAGES); do command -v $${p#*=} >/dev/null || missing+=($${p%=*}); done; \
 	if (( $${#missing[@]} )); then apt-get update -q && DEBIAN_FRONTEND=noninteractive \
