@@ -65,7 +65,7 @@ type member struct {
 // different names. It first removes the namespaces that labs of dead processes
 // left behind.
 func New(name string) (*Lab, error) {
-	if err := sweep(); err != nil {
+	if err := alone(sweep); err != nil {
 		return nil, err
 	}
 	l := &Lab{

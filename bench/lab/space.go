@@ -151,14 +151,42 @@ func (s *space) remove() error {
 	return removeNamed(s.name)
 }
 
+// removeNamed removes a namespace's name. A name that is gone is no error, nor is one on
+// which nothing is mounted, as a process leaves it that dies half-way.
 func removeNamed(name string) error {
-	if err := netns.DeleteNamed(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := netns.DeleteNamed(name)
+	if errors.Is(err, unix.EINVAL) {
+		err = os.Remove(filepath.Join(netnsDir, name))
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove network namespace %s: %w", name, err)
 	}
 	return nil
 }
 
-// sweep removes the namespaces of labs whose process is gone.
+// alone runs fn while no other process and no other goroutine is in alone, so that a
+// namespace has one who makes or sweeps it.
+func alone(fn func() error) error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return fmt.Errorf("make %s: %w", netnsDir, err)
+	}
+	dir, err := os.Open(netnsDir)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", netnsDir, err)
+	}
+	defer dir.Close() // which ends the lock too
+	for {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+		if err == nil {
+			return fn()
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("lock %s: %w", netnsDir, err)
+		}
+	}
+}
+
+// sweep removes the namespaces of labs whose process is gone. It is called alone.
 func sweep() error {
 	names, err := filepath.Glob(filepath.Join(netnsDir, namePrefix+"*-*"))
 	if err != nil {

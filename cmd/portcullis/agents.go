@@ -149,10 +149,11 @@ func (f *fleet) follow(ctx context.Context, first []agentSource, run func(contex
 		running[s.key()] = true
 		all.Go(func() {
 			err := run(ctx, s)
-			if ctx.Err() == nil {
-				if err == nil {
-					err = errAgentEnded
-				}
+			if err == nil && ctx.Err() == nil {
+				err = errAgentEnded
+			}
+			// What went wrong before ctx ended is told, though it be told after.
+			if err != nil && !errors.Is(err, context.Canceled) {
 				troubles.tell(s.name(), err)
 			}
 			mu.Lock()

@@ -21,6 +21,7 @@ type scriptedAgent struct {
 	old      []string
 	come     chan string // closed when the agent ends
 	err      error       // instead of an answer
+	mute     bool        // never answers
 	asked    *[][]string // the flags it was asked with
 	mu       *sync.Mutex
 }
@@ -33,6 +34,10 @@ func (a *scriptedAgent) decisions(ctx context.Context, q decisionQuery, use func
 		a.mu.Lock()
 		*a.asked = append(*a.asked, q.flags)
 		a.mu.Unlock()
+	}
+	if a.mute {
+		<-ctx.Done()
+		return fmt.Errorf("as a library says it: %w", ctx.Err())
 	}
 	if a.err != nil {
 		return a.err
@@ -98,7 +103,11 @@ func observing(t *testing.T, list func() []agentSource, args ...string) (out, er
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	f := &fleet{func(context.Context) ([]agentSource, error) { return list(), nil }}
-	go func() { ended <- newObserver(&o, f, show, newTroubles(errs)).run(ctx) }()
+	observer := newObserver(&o, f, show, newTroubles(errs))
+	if !o.follow {
+		observer.patience = time.Second
+	}
+	go func() { ended <- observer.run(ctx) }()
 	return out, errs, ended, cancel
 }
 
@@ -140,6 +149,7 @@ func TestObserveLast(t *testing.T) {
 	n1 := &scriptedAgent{id: "1", node: "n1", old: []string{decision("n1", 1, "a"), decision("n1", 4, "b"), decision("n1", 5, "c")}}
 	n2 := &scriptedAgent{id: "2", node: "n2", old: []string{decision("n2", 2, "d"), decision("n2", 6, "e")}}
 	n3 := &scriptedAgent{id: "3", node: "n3", err: errors.New("it is\naway")}
+	n4 := &scriptedAgent{id: "4", node: "n4", mute: true}
 	for _, row := range []struct {
 		args   string
 		agents []agentSource
@@ -154,6 +164,8 @@ func TestObserveLast(t *testing.T) {
 		{"--since 2026-01-01T00:00:05Z", []agentSource{n1, n2}, "n1c n2e", "", 0},
 		{"", []agentSource{n1, n3}, "n1a n1b n1c", "node n3: it is; away", 2},
 		{"", []agentSource{n3}, "", "node n3: it is; away", 1},
+		{"", []agentSource{n1, n4}, "n1a n1b n1c", "node n4: it gave no answer in time", 2},
+		{"", []agentSource{n4}, "", "node n4: it gave no answer in time", 1},
 		{"-f", []agentSource{n3}, "", "node n3: it is; away", 1},
 	} {
 		out, errs, ended, stop := observing(t, func() []agentSource { return row.agents }, strings.Fields(row.args)...)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -27,6 +28,7 @@ type observer struct {
 	show     *show
 	troubles *troubles
 	started  time.Time
+	patience time.Duration // for the last decisions of all agents
 	events   chan observation
 	latest   latest
 }
@@ -61,7 +63,11 @@ func (l *latest) of(name string) time.Time {
 }
 
 func newObserver(o *observeOptions, f *fleet, s *show, t *troubles) *observer {
-	return &observer{observeOptions: o, fleet: f, show: s, troubles: t, started: time.Now(),
+	patience := agentTimeout
+	if o.follow {
+		patience = gatherFor
+	}
+	return &observer{observeOptions: o, fleet: f, show: s, troubles: t, started: time.Now(), patience: patience,
 		events: make(chan observation, 64), latest: latest{at: map[string]time.Time{}}}
 }
 
@@ -70,9 +76,9 @@ func (o *observer) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	var readers sync.WaitGroup
-	defer func() { cancel(); readers.Wait() }()
+	defer func() { cancel(nil); readers.Wait() }()
 	first := map[string]bool{}
 	for _, a := range agents {
 		first[a.key()] = true
@@ -83,22 +89,14 @@ func (o *observer) run(ctx context.Context) error {
 			o.fleet.follow(ctx, agents, talk, o.troubles)
 			return
 		}
-		var all sync.WaitGroup
-		for _, a := range agents {
-			all.Go(func() {
-				if err := talk(ctx, a); err != nil && ctx.Err() == nil {
-					o.troubles.tell(a.name(), err)
-				}
-			})
-		}
-		all.Wait()
+		o.ask(ctx, agents, talk)
 	})
 	history, since, failed := o.gather(ctx, len(agents))
 	switch {
 	case ctx.Err() != nil:
 		return nil
 	case failed == len(agents):
-		cancel()
+		cancel(errNoAnswer)
 		readers.Wait() // each says why it has no answer
 		return exitError{code: 1}
 	}
@@ -109,9 +107,30 @@ func (o *observer) run(ctx context.Context) error {
 		return o.tell(ctx, since, len(agents) > 1)
 	}
 	if failed > 0 {
+		cancel(errNoAnswer)
 		return exitError{code: 2, err: fmt.Errorf("of %d agents %d gave no answer", len(agents), failed)}
 	}
 	return nil
+}
+
+var errNoAnswer = errors.New("it gave no answer in time")
+
+// ask has run talk to each agent once, and tells what goes wrong. An agent's error may
+// be told after the wait for all answers is over, so an end of ctx doesn't silence it.
+func (o *observer) ask(ctx context.Context, agents []agentSource, talk func(context.Context, agentSource) error) {
+	var all sync.WaitGroup
+	for _, a := range agents {
+		all.Go(func() {
+			err := talk(ctx, a)
+			if errors.Is(err, context.Canceled) {
+				err = context.Cause(ctx)
+			}
+			if err != nil && !errors.Is(err, context.Canceled) {
+				o.troubles.tell(a.name(), err)
+			}
+		})
+	}
+	all.Wait()
 }
 
 // talk gives the function that reads an agent's decisions. Those of first are asked for
@@ -160,18 +179,17 @@ func (o *observer) talk(first map[string]bool) func(context.Context, agentSource
 }
 
 // gather takes in the last decisions of all agents, and what comes while it waits for
-// them; when they are followed, not for long.
+// them. Whoever has said nothing in time has failed, unless all are followed on.
 func (o *observer) gather(ctx context.Context, agents int) (history, since []*live.Record, failed int) {
-	patience := agentTimeout
-	if o.follow {
-		patience = gatherFor
-	}
-	enough := time.After(patience)
+	enough := time.After(o.patience)
 	for waiting := agents; waiting > 0; {
 		select {
 		case <-ctx.Done():
 			return nil, nil, 0
 		case <-enough:
+			if !o.follow {
+				failed += waiting
+			}
 			return history, since, failed
 		case e := <-o.events:
 			switch {
