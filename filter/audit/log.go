@@ -3,6 +3,7 @@ package audit
 import (
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -128,11 +129,21 @@ func NewLog(cfg Config) *Log {
 
 // NewRing gives a ring that the log empties, for one worker. It is nil, which
 // is a usable ring, if the log is off.
-func (l *Log) NewRing() *Ring {
+func (l *Log) NewRing() *Ring { return l.newRing(math.MaxInt) }
+
+// NewSlowRing gives one of which the log takes so many records a second at most, or
+// hardly more. What comes faster finds it full, soon, and is lost and counted: whoever
+// floods doesn't have the log take the processor from the others.
+func (l *Log) NewSlowRing(rate int) *Ring {
+	return l.newRing(max(rate*int(pollEvery)/int(time.Second), 1))
+}
+
+func (l *Log) newRing(atOnce int) *Ring {
 	if l == nil {
 		return nil
 	}
 	r := newRing(l.cfg.RingSize)
+	r.atOnce = min(atOnce, len(r.slots))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.rings = append(l.rings, r)
@@ -208,9 +219,9 @@ func (l *Log) run() {
 	for {
 		select {
 		case <-tick.C:
-			l.drain()
+			l.drain(false)
 		case <-l.stop:
-			l.drain()
+			l.drain(true)
 			l.repeats.flush()
 			l.flush()
 			l.held.Store(l.repeats.held)
@@ -229,12 +240,16 @@ func (l *Log) allRings() []*Ring {
 }
 
 // drain takes from each ring as much as it could hold at once, so that none of
-// them is starved by a busier one, and hands it on, with the windows that have
-// ended.
-func (l *Log) drain() {
+// them is starved by a busier one, or less from a slow one unless all is asked for, and
+// hands it on, with the windows that have ended.
+func (l *Log) drain(all bool) {
 	l.now = time.Now()
 	for _, r := range l.allRings() {
-		for range len(r.slots) {
+		atOnce := r.atOnce
+		if all {
+			atOnce = len(r.slots)
+		}
+		for range atOnce {
 			if !r.take(l.decided) {
 				break
 			}

@@ -51,10 +51,40 @@ func TestLog(t *testing.T) {
 	})
 }
 
+// A slow ring gives up so many records a second, and what doesn't fit is counted; the
+// other rings don't wait for it, and the end of the log empties it.
+func TestLogSlowRing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newTestLog(io.Discard, 1024)
+		slow, other := l.NewSlowRing(1000), l.NewRing()
+		rec := allowed()
+		for range 2000 {
+			slow.Put(&rec)
+			other.Put(&rec)
+			time.Sleep(100 * time.Microsecond) // 10,000 a second
+		}
+		time.Sleep(time.Second / 10)
+		synctest.Wait()
+		// 0.3 seconds have passed, in which the other's 2,000 were all written.
+		if got := sinkOf(l).Written; got < 2290 || got > 2310 {
+			t.Errorf("%d written", got)
+		}
+		if got := slow.Lost(); got < 700 || got > 800 || other.Lost() != 0 {
+			t.Errorf("%d and %d lost", got, other.Lost())
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if got := sinkOf(l); got.Written+got.Lost != 4000 || got.Written < 3200 {
+			t.Errorf("at the end %d written, %d lost", got.Written, got.Lost)
+		}
+	})
+}
+
 func TestLogOff(t *testing.T) {
 	l := NewLog(Config{Node: "n1"})
 	r, rec := l.NewRing(), denied()
-	if !r.Put(&rec) || len(l.Stats().Sinks) != 0 || l.Close() != nil {
+	if !r.Put(&rec) || !l.NewSlowRing(1).Put(&rec) || len(l.Stats().Sinks) != 0 || l.Close() != nil {
 		t.Error("a log that is off does something")
 	}
 }

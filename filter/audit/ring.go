@@ -35,8 +35,9 @@ func (r *Record) refresh() {
 // exactly one goroutine that puts and one that takes. It never blocks the
 // worker; what doesn't fit is counted and gone.
 type Ring struct {
-	slots []Record
-	mask  uint64
+	slots  []Record
+	mask   uint64
+	atOnce int // how many the log takes at a time
 
 	// Each side writes to one cache line of its own, so that the worker isn't
 	// slowed by the log's progress. Positions only grow; a slot's index is the
@@ -56,7 +57,7 @@ func newRing(size int) *Ring {
 	for n < size {
 		n *= 2
 	}
-	return &Ring{slots: make([]Record, n), mask: uint64(n - 1)}
+	return &Ring{slots: make([]Record, n), mask: uint64(n - 1), atOnce: n}
 }
 
 // Put copies a record into the ring and returns at once, without allocating.
