@@ -40,6 +40,8 @@ type echoConfig struct {
 	yield bool
 	// pin keeps worker i on CPU i.
 	pin bool
+	// slice is the worker's time slice; 0 for the kernel's own (3 ms or so).
+	slice time.Duration
 	// stamps measures the stages of a packet's way, and tells at the end.
 	stamps bool
 }
@@ -141,6 +143,16 @@ func (w *echoWorker) bind(buffer int) error {
 	return err
 }
 
+// takeSlice gives the calling thread another slice (sched_setattr(2)).
+func takeSlice(d time.Duration) error {
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return err
+	}
+	attr.Runtime = uint64(d)
+	return unix.SchedSetAttr(0, attr, 0)
+}
+
 // run takes the socket away from Go's poller and serves it for good.
 func (w *echoWorker) run(number int) {
 	if !w.cfg.yield || w.cfg.pin {
@@ -150,6 +162,11 @@ func (w *echoWorker) run(number int) {
 		var cpus unix.CPUSet
 		cpus.Set(number % runtime.NumCPU())
 		if err := unix.SchedSetaffinity(0, &cpus); err != nil {
+			panic(err)
+		}
+	}
+	if w.cfg.slice > 0 {
+		if err := takeSlice(w.cfg.slice); err != nil {
 			panic(err)
 		}
 	}

@@ -56,6 +56,7 @@ func runEcho(role string, f *flag.FlagSet, args []string) error {
 	f.BoolVar(&cfg.raw, "raw", false, "write past the scheduler")
 	f.BoolVar(&cfg.yield, "yield", false, "to the scheduler, now and then")
 	f.BoolVar(&cfg.pin, "pin", false, "worker i on CPU i")
+	f.DurationVar(&cfg.slice, "slice", 0, "the worker's time slice")
 	f.BoolVar(&cfg.stamps, "stamps", false, "measure stages")
 	if err := f.Parse(args); err != nil {
 		return err

@@ -125,6 +125,7 @@ func tuneVariants(p Params) []variant {
 	fanOut("fanout-pin", "the same, and worker i on CPU i", "--pin")
 	fanOut("fanout-pin-yield", "the same, yielding every 2 ms on its locked thread", "--pin", "--yield")
 	fanOut("fanout-pin-together", "pinned so, with recvmmsg and all verdicts in one write", "--pin", "--together")
+	fanOut("fanout-pin-together-slice", "the same, with time slices of 0.1 ms", "--pin", "--together", "--slice", "100us")
 	for _, n := range []int{1, 4} {
 		all = append(all, variant{name: fmt.Sprint("echo-workers", n), kind: bareEcho, cluster: cluster,
 			about: fmt.Sprintf("the echo, %d queues and workers", n), args: []string{"--queues", strconv.Itoa(n)}})
