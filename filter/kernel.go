@@ -51,9 +51,11 @@ type Kernel struct {
 
 	setLock  sync.Mutex
 	isolated map[netip.Addr]bool // nil as long as it isn't known
-	unknown  unknownPods
-	pods     map[netip.Addr]bool // as isolated
-	setsErr  error               // of the last attempt to bring the sets up to date
+	// isolatedOf is how many of them each family has.
+	isolatedOf map[family]int
+	unknown    unknownPods
+	pods       map[netip.Addr]bool // as isolated
+	setsErr    error               // of the last attempt to bring the sets up to date
 }
 
 // NewKernel checks that the machine has what the rules need, and chooses the
@@ -134,6 +136,14 @@ func (k *Kernel) SetIsolated(addrs []netip.Addr) error {
 	k.setLock.Lock()
 	defer k.setLock.Unlock()
 	k.isolated = addrSet(addrs)
+	k.isolatedOf = map[family]int{}
+	for a := range k.isolated {
+		for _, fam := range []family{4, 6} {
+			if fam.holds(a) {
+				k.isolatedOf[fam]++
+			}
+		}
+	}
 	k.takeUnknown()
 	changes, err := k.fillSets()
 	if len(changes) > 0 {
@@ -156,12 +166,7 @@ func (k *Kernel) SetMembers() map[string]int {
 	defer k.setLock.Unlock()
 	members := map[string]int{}
 	for _, c := range k.commands {
-		members[c.fam.set()] = 0
-		for a := range k.isolated {
-			if c.fam.holds(a) {
-				members[c.fam.set()]++
-			}
-		}
+		members[c.fam.set()] = k.isolatedOf[c.fam]
 	}
 	return members
 }

@@ -16,6 +16,7 @@ const (
 	nftMsgGetGen = unix.NFNL_SUBSYS_NFTABLES<<8 | 16
 
 	nftaGenID = 1
+	nftaTable = 1 // NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, …
 )
 
 // nftGeneration gives the number of the nf_tables ruleset that is in force in the

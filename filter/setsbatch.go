@@ -19,14 +19,19 @@ const (
 	ipsetAdd = unix.NFNL_SUBSYS_IPSET<<8 | 9
 	ipsetDel = unix.NFNL_SUBSYS_IPSET<<8 | 10
 
-	ipsetAttrProtocol = 1
-	ipsetAttrSetname  = 2
-	ipsetAttrData     = 7
-	ipsetAttrADT      = 8
-	ipsetAttrLineno   = 9
-	ipsetAttrIP       = 1 // within data
-	ipsetAttrIPv4     = 1 // within IP
-	ipsetAttrIPv6     = 2
+	ipsetAttrProtocol  = 1
+	ipsetAttrSetname   = 2
+	ipsetAttrListFlags = 6
+	ipsetAttrData      = 7
+	ipsetAttrADT       = 8
+	ipsetAttrLineno    = 9
+	ipsetAttrIP        = 1 // within data
+	ipsetAttrIPv4      = 1 // within IP
+	ipsetAttrIPv6      = 2
+
+	ipsetAttrElements = 24 // within data, of a listing
+
+	ipsetListHeader = 1 << 2 // a flag of listings: without the members
 
 	ipsetErrHashFull = 4352 // of the hash types
 

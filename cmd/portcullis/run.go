@@ -25,6 +25,9 @@ import (
 // repairInterval is how often the kernel is compared with what it should hold.
 const repairInterval = 2 * time.Second
 
+// repairPause is what lies between two repairs of what was seen to be altered.
+const repairPause = 250 * time.Millisecond
+
 // agent holds the parts together: state comes in from the source, is compiled
 // and swapped into the engine, and the kernel is told which pods are isolated.
 type agent struct {
@@ -324,9 +327,13 @@ func (a *agent) note(what string, trouble *error, now error) {
 	}
 }
 
-// repairUntil compares the kernel with what it should hold, again and again,
-// and mends what others have altered.
+// repairUntil compares the kernel with what it should hold, again and again and when
+// something may have been altered, and mends what others have altered.
 func (a *agent) repairUntil(ctx context.Context) {
+	altered, err := a.kernel.Watch(ctx)
+	if err != nil {
+		a.log.Warn("what others alter is found within seconds only", "err", oneLine(err))
+	}
 	tick := time.NewTicker(repairInterval)
 	defer tick.Stop()
 	for {
@@ -335,6 +342,12 @@ func (a *agent) repairUntil(ctx context.Context) {
 			return
 		case <-tick.C:
 			a.repair()
+		case <-altered:
+			a.repair()
+			select { // whoever alters things in a loop doesn't have the agent do so too
+			case <-ctx.Done():
+			case <-time.After(repairPause):
+			}
 		}
 	}
 }
