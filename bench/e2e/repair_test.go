@@ -28,8 +28,10 @@ var damages = []struct{ name, script, between string }{
 	{"restore-old", "iptables-restore <OLD.4; ip6tables-restore <OLD.6", "shut"},
 	{"flush-sets", "ipset flush", "open"},
 	{"member", "ipset del portcullis-4 ADDR4; ipset del portcullis-6 ADDR6", "open"},
-	{"destroy-sets", `for c in iptables ip6tables; do printf '*mangle\nCOMMIT\n' | $c-restore -w; done
-		for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1; ipset destroy && exit; done; exit 1`, "open"},
+	// The kernel lets go of a set a little after the rules, and the repair may be faster.
+	{"destroy-sets", `for i in $(seq 50); do
+		for c in iptables ip6tables; do printf '*mangle\nCOMMIT\n' | $c-restore -w; done
+		ipset destroy && exit; sleep 0.0$((i % 10)); done; exit 1`, "open"},
 }
 
 // TestRepair does all that to a running agent under traffic: within five seconds the
@@ -73,16 +75,20 @@ func TestRepair(t *testing.T) {
 					}
 					return nil
 				})
-				if said := w.agent.Output(); !strings.Contains(said, "kernel state repaired") {
-					t.Errorf("the repair isn't logged: %s", said)
-				}
+				w.until("the repair is logged", func() error {
+					if !strings.Contains(w.agent.Output(), "kernel state repaired") {
+						return errNotYet
+					}
+					return nil
+				})
 			}
 			took := time.Since(damaged)
+			w.settle(gateJudged) // there may be another repair to come, of what was altered after the first
 			w.expect(gateJudged)
 			w.must(w.lab.Do("b/free", func() error { return sendOne(netip.AddrPortFrom(w.lab.IP4("a/db"), 5001)) }))
 			sent, arrived := stop()
 			allowed.stop()
-			t.Logf("mended within %s; of %d denied datagrams %d arrived; allowed connections: %s", took.Round(time.Millisecond), sent, arrived, allowed)
+			t.Logf("a first repair after %s; of %d denied datagrams %d arrived; allowed connections: %s", took.Round(time.Millisecond), sent, arrived, allowed)
 			if allowed.failed.Load() > 0 || allowed.opened.Load() == 0 {
 				t.Error("allowed connections failed")
 			}

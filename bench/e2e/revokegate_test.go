@@ -301,9 +301,14 @@ func TestRepairJudgesWhatPassed(t *testing.T) {
 	w := gateWorld(t, "passed", lab.Routed)
 	w.start()
 	w.stillness()
-	w.command("iptables", "-w", "-t", "mangle", "-F", "FORWARD")
-	c, err := w.lab.Open("b/free", lab.TCP, netip.AddrPortFrom(w.lab.IP4("a/db"), 80), patient)
-	w.must(err) // in the moment after the flush; the gate is looked at every two seconds
+	var c *lab.Conn
+	w.until("somebody gets through before the gate is mended", func() (err error) {
+		w.command("iptables", "-w", "-t", "mangle", "-F", "FORWARD")
+		if c, err = w.lab.Open("b/free", lab.TCP, netip.AddrPortFrom(w.lab.IP4("a/db"), 80), lab.Timeout); err != nil {
+			return errNotYet
+		}
+		return nil
+	})
 	defer c.Close()
 	w.until("what passed is cut", func() error {
 		if c.Exchange("still?", 100*time.Millisecond) == nil {
