@@ -59,4 +59,9 @@ func (c *cluster) observed() {
 			c.Errorf("%s: %s", agent, out)
 		}
 	}
+	argv = through("diff", "--all")
+	all, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	if err != nil || strings.Count(string(all), "no difference\n") != 2 || strings.Index(string(all), "node pc-n1") > strings.Index(string(all), "node pc-n2") {
+		c.Errorf("diff of all nodes: %v\n%s", err, all)
+	}
 }

@@ -19,6 +19,9 @@ them. It compares the sets of isolated addresses in the node's kernel with whom 
 objects isolate there, and says what is wrong with the rules. Each difference has the
 time since when the node has it so.
 
+Where there is no agent's socket, or with --all, the agents of all nodes are asked by way
+of the API server: diff runs this program in their pods, as observe does.
+
 A change on its way is no difference: what differs is looked at again after --settle,
 and told if it still does.
 
@@ -27,20 +30,23 @@ can't be answered.`
 
 // diffOptions are the flags of diff.
 type diffOptions struct {
-	cluster clusterFlags
-	agent   string
-	settle  time.Duration
-	output  string
+	cluster   clusterFlags
+	agent     string
+	all       bool
+	namespace string // of the agents
+	settle    time.Duration
+	output    string
 }
 
 // newDiffCmd makes the command that compares a node with the API.
 func newDiffCmd() *cobra.Command {
 	var o diffOptions
 	cmd := &cobra.Command{
-		Use:   "diff [--agent SOCKET] [--manifests DIR | --kubeconfig FILE]",
-		Short: "Compare what this node's agent believes and enforces with what the API says",
+		Use:   "diff [--agent SOCKET | --all] [--manifests DIR | --kubeconfig FILE]",
+		Short: "Compare what a node's agent believes and enforces with what the API says",
 		Long:  diffLong,
 		Example: `  portcullis diff
+  kubectl portcullis diff --all
   kubectl -n portcullis exec daemonset/portcullis -- portcullis diff`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -50,6 +56,13 @@ func newDiffCmd() *cobra.Command {
 			}
 			if o.settle < 0 {
 				return fmt.Errorf("--settle %s is below zero", o.settle)
+			}
+			everywhere, err := o.everywhere(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			if everywhere {
+				return o.askAll(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 			}
 			state, differences, err := o.lasting(cmd.Context())
 			if err != nil {
@@ -67,6 +80,8 @@ func newDiffCmd() *cobra.Command {
 	f := cmd.Flags()
 	o.cluster.register(f)
 	f.StringVar(&o.agent, "agent", defaultSocket, "the agent's Unix socket")
+	f.BoolVar(&o.all, "all", false, "ask all nodes' agents by way of the API server (default where there is no socket)")
+	f.StringVar(&o.namespace, "agents-namespace", "portcullis", "namespace of the agents' pods")
 	f.DurationVar(&o.settle, "settle", time.Second, "how long a difference must last to be told; 0 for not at all")
 	f.StringVarP(&o.output, "output", "o", "text", "text or json")
 	return answerable(cmd)

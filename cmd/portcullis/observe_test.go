@@ -259,7 +259,8 @@ func TestObserveUsageErrors(t *testing.T) {
 			t.Errorf("portcullis %s: exit code %d, %q, %q; want one line with %q", row.args, code, stdout, stderr, row.want)
 		}
 	}
-	for _, args := range []string{"diff --agent /no/such/socket", "diff --settle -1s", "diff -o yaml", "diff --no-such-flag", "diff more"} {
+	for _, args := range []string{"diff --agent /no/such/socket", "diff --settle -1s", "diff -o yaml", "diff --no-such-flag", "diff more",
+		"diff --all --agent x", "diff --all --manifests x", "diff --all --kubeconfig /no/such/file"} {
 		if stdout, stderr, code := runPure(strings.NewReader(""), strings.Fields(args)...); code != 2 || stdout != "" || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("portcullis %s: exit code %d, %q, %q; want 2 and one line", args, code, stdout, stderr)
 		}

@@ -76,12 +76,20 @@ func (c *Client) Exec(ctx context.Context, p AgentPod, command []string, stdout,
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.As(err, &exit):
-		return fmt.Errorf("%s in pod %s/%s ended with exit code %d", command[0], p.Namespace, p.Name, exit.Code)
+		return &ExitError{Code: exit.Code, what: fmt.Sprintf("%s in pod %s/%s", command[0], p.Namespace, p.Name)}
 	case err != nil:
 		return fmt.Errorf("exec in pod %s/%s: %w", p.Namespace, p.Name, err)
 	}
 	return nil
 }
+
+// ExitError is that a command ended with another exit code than 0.
+type ExitError struct {
+	Code int
+	what string
+}
+
+func (e *ExitError) Error() string { return fmt.Sprintf("%s ended with exit code %d", e.what, e.Code) }
 
 // executor speaks WebSocket, and SPDY to servers before Kubernetes 1.29, or by way of
 // proxies that know no other.
