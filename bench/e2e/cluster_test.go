@@ -357,6 +357,9 @@ func (c *cluster) decisionsTell() {
 	// A denial is told when its window of ten seconds ends.
 	c.untilWithin(3*patient, "the decision is in the agent's output", func() error {
 		logs := c.kubectl("-n", "portcullis", "logs", "-l", "app.kubernetes.io/name=portcullis", "--tail=-1")
+		if strings.Contains(logs, "queue worker isn't scheduled") {
+			c.Fatalf("the container's profile forbids what the workers ask for: %s", logs[:min(len(logs), 2000)])
+		}
 		for text := range strings.Lines(logs) {
 			var d line
 			if json.Unmarshal([]byte(text), &d) != nil || d.Verdict != "deny" {
