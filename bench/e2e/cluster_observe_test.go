@@ -54,14 +54,13 @@ func (c *cluster) observed() {
 			c.Errorf("top: %v, no %q in\n%s", err, want, top)
 		}
 	}
-	for agent := range strings.FieldsSeq(c.agents()) {
-		if out := c.kubectl("-n", "portcullis", "exec", agent, "--", "portcullis", "diff"); !strings.Contains(out, "no difference\n") {
-			c.Errorf("%s: %s", agent, out)
-		}
-	}
 	argv = through("diff", "--all")
-	all, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
-	if err != nil || strings.Count(string(all), "no difference\n") != 2 || strings.Index(string(all), "node pc-n1") > strings.Index(string(all), "node pc-n2") {
-		c.Errorf("diff of all nodes: %v\n%s", err, all)
-	}
+	c.until("no node differs", func() error {
+		all, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+		n1, n2 := strings.Index(string(all), "node pc-n1"), strings.Index(string(all), "node pc-n2")
+		if err != nil || strings.Count(string(all), "no difference\n") != 2 || n1 < 0 || n2 < n1 {
+			return fmt.Errorf("%v\n%s", err, all)
+		}
+		return nil
+	})
 }

@@ -356,7 +356,12 @@ func (c *cluster) decisionsTell() {
 	c.expect("deny tcp4 default/client default/db:6379")
 	// A denial is told when its window of ten seconds ends.
 	c.untilWithin(3*patient, "the decision is in the agent's output", func() error {
-		logs := c.kubectl("-n", "portcullis", "logs", "-l", "app.kubernetes.io/name=portcullis", "--tail=-1")
+		out, err := exec.Command(filepath.Join(repo, "deploy/cluster/kubectl"), "-n", "portcullis", "logs",
+			"-l", "app.kubernetes.io/name=portcullis", "--tail=-1").Output()
+		if err != nil {
+			return fmt.Errorf("%w, as it may be while a pod goes away", err)
+		}
+		logs := string(out)
 		if strings.Contains(logs, "queue worker isn't scheduled") {
 			c.Fatalf("the container's profile forbids what the workers ask for: %s", logs[:min(len(logs), 2000)])
 		}

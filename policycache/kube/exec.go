@@ -34,7 +34,8 @@ type AgentPod struct {
 	Running bool
 }
 
-// Agents lists the agents' pods of a namespace, by their nodes.
+// Agents lists the agents' pods of a namespace, by their nodes. One that doesn't run, or
+// is about to end, is left out where another one runs on its node.
 func (c *Client) Agents(ctx context.Context, namespace string) ([]AgentPod, error) {
 	list, err := c.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: agentLabel})
 	if err != nil {
@@ -45,6 +46,11 @@ func (c *Client) Agents(ctx context.Context, namespace string) ([]AgentPod, erro
 		p := &list.Items[i]
 		all = append(all, AgentPod{p.Namespace, p.Name, p.Spec.NodeName, p.UID, agentRuns(p)})
 	}
+	runs := map[string]bool{}
+	for _, p := range all {
+		runs[p.Node] = runs[p.Node] || p.Running
+	}
+	all = slices.DeleteFunc(all, func(p AgentPod) bool { return !p.Running && runs[p.Node] })
 	slices.SortFunc(all, func(a, b AgentPod) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Name, b.Name)) })
 	return all, nil
 }
