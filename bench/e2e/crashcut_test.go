@@ -22,7 +22,7 @@ func TestOpenedWhileAwayIsCut(t *testing.T) {
 		egress := w.hold("a/db", "b/free", 80)
 		w.lives(denied, "no agent ran")
 		w.start("--fail-open")
-		time.Sleep(time.Second)
+		stalls.after(time.Now(), time.Second)
 		for _, c := range append(denied, egress...) {
 			if err := c.Exchange("still open?", lab.Timeout); err == nil {
 				t.Errorf("the connection from %s to %s, which policy denies, goes on", c.LocalAddr(), c.RemoteAddr())

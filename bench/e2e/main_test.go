@@ -13,7 +13,7 @@ import (
 )
 
 // patient ends only what hangs; no test depends on how fast something is.
-const patient = 10 * time.Second
+const patient = 30 * time.Second
 
 // binary is the program under test, built once.
 var binary string
@@ -44,5 +44,6 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "set -parallel:", err)
 		return 1
 	}
+	stalls.start()
 	return m.Run()
 }

@@ -168,12 +168,12 @@ func (w *world) beating(all []*pulse, since time.Time, when string) {
 	})
 }
 
-// stopped waits for the second that a change is given and holds that nothing has
-// arrived after it.
+// stopped waits for the second that a change is given, and holds that nothing arrives
+// after it.
 func (w *world) stopped(all []*pulse, change time.Time, what string) {
 	w.Helper()
-	limit := change.Add(time.Second)
-	time.Sleep(time.Until(limit) + 600*time.Millisecond)
+	limit := stalls.after(change, time.Second)
+	stalls.after(limit, 600*time.Millisecond)
 	for _, p := range all {
 		if p.since(limit) {
 			w.Errorf("%s: %s still carries data %v later", what, p.name, time.Unix(0, p.last.Load()).Sub(change))

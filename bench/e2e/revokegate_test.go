@@ -83,7 +83,7 @@ func TestFlushedTable(t *testing.T) {
 		flushed := time.Now()
 		w.beating(allowed, flushed, "the table was flushed")
 		// By now the server tries again every second or three to send on.
-		time.Sleep(time.Until(flushed.Add(4 * time.Second)))
+		stalls.after(flushed, 4*time.Second)
 		w.stopped(denied, flushed.Add(-time.Second), "the table was flushed")
 	})
 }
@@ -263,7 +263,7 @@ func TestRevokedBehindServices(t *testing.T) {
 		})
 		change := time.Now()
 		w.apply("db.yaml", policy("a/db", fmt.Sprintf(admits, "none", "198.51.100.0/24")))
-		time.Sleep(time.Until(change.Add(time.Second)))
+		stalls.after(change, time.Second)
 		before := n.Count()
 		for who, c := range open {
 			if living := c.Exchange("still?", lab.Timeout) == nil; living != (who == "a/db") {

@@ -78,13 +78,13 @@ func (c *clients) end() {
 	c.running.Wait()
 }
 
-// living counts a pod's open connections on which a word comes back.
-func (c *clients) living(who string) (living, all int) {
+// living counts a pod's open connections on which a word comes back within the wait.
+func (c *clients) living(who string, wait time.Duration) (living, all int) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, conn := range c.open[who] {
 		wg.Go(func() {
-			if conn.Exchange("alive?", lab.Timeout) == nil {
+			if conn.Exchange("alive?", wait) == nil {
 				mu.Lock()
 				living++
 				mu.Unlock()
@@ -128,10 +128,10 @@ func TestNoConnectionOutlivesItsPolicy(t *testing.T) {
 			allowed, denied = denied, allowed
 			admit(free)
 		}
-		time.Sleep(time.Second)
+		stalls.after(time.Now(), time.Second)
 		c.end()
-		livingDenied, allDenied := c.living(denied)
-		livingAllowed, allAllowed := c.living(allowed)
+		livingDenied, allDenied := c.living(denied, lab.Timeout)
+		livingAllowed, allAllowed := c.living(allowed, patient)
 		tried, wrong = tried+allDenied+allAllowed, wrong+livingDenied+allAllowed-livingAllowed
 		if living, all := livingDenied, allDenied; living > 0 || all == 0 {
 			t.Errorf("round %d: %d of %d connections of %s live on, which is denied", round, living, all, denied)
@@ -189,7 +189,7 @@ func TestHundredThousandConnections(t *testing.T) {
 	w.apply("none.yaml", policy("a/db", denyIngress))
 	// That the second is kept with so many is held in processor time, by filter's
 	// TestHundredThousandEntries.
-	time.Sleep(time.Until(since.Add(3 * time.Second)))
+	stalls.after(since, 3*time.Second)
 	for _, c := range held {
 		if c.Exchange("still?", lab.Timeout) == nil {
 			t.Errorf("%s lives on after the change", c.LocalAddr())

@@ -17,7 +17,7 @@ import (
 )
 
 // patient is for answers that must come: it ends only what hangs.
-const patient = 10 * time.Second
+const patient = 30 * time.Second
 
 func ips(s ...string) (all []netip.Addr) {
 	for _, a := range s {
