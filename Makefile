@@ -127,9 +127,13 @@ CHAOSSOAK ?= 60s
 
 fuzz-hour: ## an hour over all of them
 	$(MAKE) fuzz FUZZTIME=$$((3600 / $$(grep -rhE '^func Fuzz' --include='*_test.go' . | wc -l)))s
+# Go's fuzzer now and then takes its own deadline for a failure (go.dev/issue/75804, mended in Go 1.27):
+# without an input that fails, that is tried again, twice at most.
 fuzz: ## each fuzz target for FUZZTIME
-	@for p in $$(go list ./...); do for f in $$(go test $$p -list '^Fuzz' | grep ^Fuzz); do \
-	  echo "== $$p $$f"; go test $$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) || exit 1; done; done
+	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && set -o pipefail && \
+	for p in $$(go list ./...); do for f in $$(go test $$p -list '^Fuzz' | grep ^Fuzz); do for try in 1 2 3; do \
+	  echo "== $$p $$f"; go test $$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) 2>&1 | tee "$$log" && continue 2; \
+	  grep -q '^ *context deadline exceeded$$' "$$log" && ! grep -q 'Failing input' "$$log" && (( try < 3 )) || exit 1; done; done; done
 
 lint:
 	go vet ./... && go vet -tags apiserver,prometheus,cluster,conformance,proof,allocs,soak ./... && go vet -C deploy/image ./... && go vet -C deploy/cluster ./pause
