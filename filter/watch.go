@@ -2,7 +2,6 @@ package filter
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -44,12 +43,12 @@ func (k *Kernel) Watch(ctx context.Context) (altered <-chan struct{}, err error)
 	} else {
 		tables, err = openLegacyTables()
 	}
-	conn, dialErr := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if dialErr != nil {
-		return told, errors.Join(err, fmt.Errorf("open ipset netlink: %w", dialErr))
+	counter, openErr := openSetCounter()
+	if openErr != nil {
+		return told, errors.Join(err, openErr)
 	}
 	go func() {
-		defer conn.Close()
+		defer counter.close()
 		defer tables.close()
 		tick := time.NewTicker(watchEvery)
 		defer tick.Stop()
@@ -58,7 +57,7 @@ func (k *Kernel) Watch(ctx context.Context) (altered <-chan struct{}, err error)
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				if k.setsDiffer(conn) || tables.changed() {
+				if k.setsDiffer(counter) || tables.changed() {
 					tell()
 				}
 			}
@@ -70,7 +69,7 @@ func (k *Kernel) Watch(ctx context.Context) (altered <-chan struct{}, err error)
 // setsDiffer tells whether a set of isolated addresses isn't there, or has another
 // number of members than it should. A set that is being changed, or isn't known or is
 // known to be wrong, is nothing to tell of.
-func (k *Kernel) setsDiffer(conn *netlink.Conn) bool {
+func (k *Kernel) setsDiffer(counter *setCounter) bool {
 	if !k.setLock.TryLock() {
 		return false
 	}
@@ -80,56 +79,12 @@ func (k *Kernel) setsDiffer(conn *netlink.Conn) bool {
 	}
 	for _, c := range k.commands {
 		set := c.fam.isolated().at(k.gate.slot)
-		n, err := setSize(conn, set)
+		n, err := counter.size(set)
 		if errors.Is(err, unix.ENOENT) || err == nil && n != k.isolatedOf[c.fam] {
 			return true
 		}
 	}
 	return false
-}
-
-// setSize asks for the number of a set's members, and for none of them.
-func setSize(conn *netlink.Conn, set memberSet) (int, error) {
-	ae := netlink.NewAttributeEncoder()
-	ae.ByteOrder = binary.BigEndian
-	ae.Uint8(ipsetAttrProtocol, ipsetProtocol)
-	ae.String(ipsetAttrSetname, set.name)
-	ae.Uint32(unix.NLA_F_NET_BYTEORDER|ipsetAttrListFlags, ipsetListHeader)
-	msgs, err := ipsetExecute(conn, ipsetList, netlink.Request|netlink.Dump, set.fam, ae)
-	if err != nil {
-		return 0, err
-	}
-	n, found := 0, false
-	for _, m := range msgs {
-		if len(m.Data) < nfGenLen {
-			return 0, errShort
-		}
-		ad, err := netlink.NewAttributeDecoder(m.Data[nfGenLen:])
-		if err != nil {
-			return 0, err
-		}
-		ad.ByteOrder = binary.BigEndian
-		for ad.Next() {
-			if ad.Type() != ipsetAttrData {
-				continue
-			}
-			ad.Nested(func(data *netlink.AttributeDecoder) error {
-				for data.Next() {
-					if data.Type() == ipsetAttrElements {
-						n, found = int(data.Uint32()), true
-					}
-				}
-				return nil
-			})
-		}
-		if err := ad.Err(); err != nil {
-			return 0, err
-		}
-	}
-	if !found {
-		return 0, fmt.Errorf("ipset %s: its size isn't told", set.name)
-	}
-	return n, nil
 }
 
 // watchRuleset has nf_tables tell of what concerns the tables that iptables-nft calls

@@ -1,10 +1,13 @@
 package filter
 
 import (
+	"errors"
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // told tells whether something is told within a time.
@@ -69,6 +72,53 @@ func TestWatch(t *testing.T) {
 		}
 		if told(altered, quiet) {
 			t.Error("told of the sets' own changes")
+		}
+	})
+}
+
+// TestSetSize: the sizes asked for are those that a listing counts, and asking again and
+// again allocates nothing.
+func TestSetSize(t *testing.T) {
+	kernelNetns(t)
+	c, err := openSetCounter()
+	kernelOK(t, err)
+	defer c.close()
+	for _, fam := range []family{4, 6} {
+		set := fam.isolated().at(0)
+		if _, err := c.size(set); !errors.Is(err, unix.ENOENT) {
+			t.Errorf("%s isn't there: %v", set.name, err)
+		}
+		kernelOK(t, createSet(set))
+		for _, n := range []int{0, 1, 7, 1500, 1501} {
+			want := map[netip.Addr]bool{}
+			for i := range n {
+				a := netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})
+				if fam == 6 {
+					a = netip.AddrFrom16([16]byte{0xfd, 14: byte(i >> 8), 15: byte(i)})
+				}
+				want[a] = true
+			}
+			_, _, err := fillSet(set, want)
+			kernelOK(t, err)
+			listed, _, err := readSet(set)
+			kernelOK(t, err)
+			if got, err := c.size(set); err != nil || got != len(listed) || got != n {
+				t.Errorf("%s: %d, %v; %d are listed, want %d", set.name, got, err, len(listed), n)
+			}
+		}
+		if n := testing.AllocsPerRun(100, func() { _, _ = c.size(set) }); n != 0 {
+			t.Errorf("asking allocates %v times", n)
+		}
+	}
+}
+
+// Listings of any bytes are no reason to panic.
+func FuzzParseSetSize(f *testing.F) {
+	f.Add([]byte{2, 0, 0, 0, 12, 0, 7, 128, 8, 0, 24, 64, 0, 0, 0, 9})
+	f.Add([]byte{2, 0, 0, 0, 12, 0, 7, 128, 9, 0, 24, 64, 0, 0, 0, 9})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if n, ok := parseSetSize(b); !ok && n != 0 || ok && len(b) < 16 {
+			t.Errorf("%x: %d, %v", b, n, ok)
 		}
 	})
 }
