@@ -34,7 +34,11 @@ func openSetCounter() (*setCounter, error) {
 	return &setCounter{fd: fd, buf: make([]byte, 32<<10), asks: map[string][]byte{}}, nil
 }
 
-func (c *setCounter) close() { unix.Close(c.fd) }
+func (c *setCounter) close() {
+	if c != nil {
+		unix.Close(c.fd)
+	}
+}
 
 // size gives the number of a set's members, or an error, ENOENT if there is no such set.
 func (c *setCounter) size(set memberSet) (members int, err error) {

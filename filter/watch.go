@@ -27,8 +27,8 @@ const nftMessages = 7
 
 // Watch tells, until ctx ends, when rules or sets may have been altered, by others or by
 // this Kernel: Repair finds out. It watches the network namespace of the calling thread,
-// and nobody need take what it tells. An error says that nf_tables' events can't be had;
-// sets are watched nevertheless.
+// and nobody need take what it tells. An error says which of rules and sets can't be
+// watched; the others are.
 func (k *Kernel) Watch(ctx context.Context) (altered <-chan struct{}, err error) {
 	told := make(chan struct{}, 1)
 	tell := func() {
@@ -44,9 +44,6 @@ func (k *Kernel) Watch(ctx context.Context) (altered <-chan struct{}, err error)
 		tables, err = openLegacyTables()
 	}
 	counter, openErr := openSetCounter()
-	if openErr != nil {
-		return told, errors.Join(err, openErr)
-	}
 	go func() {
 		defer counter.close()
 		defer tables.close()
@@ -63,14 +60,14 @@ func (k *Kernel) Watch(ctx context.Context) (altered <-chan struct{}, err error)
 			}
 		}
 	}()
-	return told, err
+	return told, errors.Join(err, openErr)
 }
 
 // setsDiffer tells whether a set of isolated addresses isn't there, or has another
 // number of members than it should. A set that is being changed, or isn't known or is
 // known to be wrong, is nothing to tell of.
 func (k *Kernel) setsDiffer(counter *setCounter) bool {
-	if !k.setLock.TryLock() {
+	if counter == nil || !k.setLock.TryLock() {
 		return false
 	}
 	defer k.setLock.Unlock()

@@ -88,20 +88,29 @@ func (a *agentFlags) open() (*fleet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &fleet{func(ctx context.Context) ([]agentSource, error) {
-		pods, err := client.Agents(ctx, a.namespace)
-		if err != nil {
-			return nil, err
+	return &fleet{func(ctx context.Context) (all []agentSource, err error) {
+		pods, err := agentPods(ctx, client, a.namespace)
+		for _, p := range pods {
+			all = append(all, p)
 		}
-		if len(pods) == 0 {
-			return nil, fmt.Errorf("there is no agent's pod in namespace %s: name theirs by --agents-namespace", a.namespace)
-		}
-		all := make([]agentSource, len(pods))
-		for i, p := range pods {
-			all[i] = podSource{client, p}
-		}
-		return all, nil
+		return all, err
 	}}, nil
+}
+
+// agentPods lists the agents that the API server leads to, of which there must be one.
+func agentPods(ctx context.Context, client *kube.Client, namespace string) ([]podSource, error) {
+	pods, err := client.Agents(ctx, namespace)
+	if err != nil {
+		return nil, err
+	}
+	if len(pods) == 0 {
+		return nil, fmt.Errorf("there is no agent's pod in namespace %s: name theirs by --agents-namespace", namespace)
+	}
+	all := make([]podSource, len(pods))
+	for i, p := range pods {
+		all[i] = podSource{client, p}
+	}
+	return all, nil
 }
 
 // troubles tells of agents that can't be asked, each trouble once.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"portcullis/policycache"
 	"portcullis/policycache/diff"
@@ -77,14 +78,17 @@ func newDiffCmd() *cobra.Command {
 			return nil
 		},
 	}
-	f := cmd.Flags()
+	o.register(cmd.Flags())
+	return answerable(cmd)
+}
+
+func (o *diffOptions) register(f *pflag.FlagSet) {
 	o.cluster.register(f)
 	f.StringVar(&o.agent, "agent", defaultSocket, "the agent's Unix socket")
 	f.BoolVar(&o.all, "all", false, "ask all nodes' agents by way of the API server (default where there is no socket)")
 	f.StringVar(&o.namespace, "agents-namespace", "portcullis", "namespace of the agents' pods")
 	f.DurationVar(&o.settle, "settle", time.Second, "how long a difference must last to be told; 0 for not at all")
 	f.StringVarP(&o.output, "output", "o", "text", "text or json")
-	return answerable(cmd)
 }
 
 // lasting compares, and if there are differences again.

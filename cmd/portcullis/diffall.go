@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"sync"
@@ -29,9 +28,12 @@ func (o *diffOptions) everywhere(f *pflag.FlagSet) (bool, error) {
 	return !f.Changed("agent") && !f.Changed("manifests") && !dialAgent(o.agent).there() && o.hasCluster(), nil
 }
 
-// hasCluster tells whether the API server can be found at all. Where it can't, the
+// hasCluster tells whether an API server is named or can be found. Where none is, the
 // missing socket is what there is to say.
 func (o *diffOptions) hasCluster() bool {
+	if o.cluster.kubeconfig != "" || o.cluster.context != "" {
+		return true
+	}
 	_, err := o.cluster.connect()
 	return err == nil
 }
@@ -61,16 +63,13 @@ func (o *diffOptions) askAll(ctx context.Context, out, errs io.Writer) error {
 	if err != nil {
 		return err
 	}
-	pods, err := client.Agents(ctx, o.namespace)
+	pods, err := agentPods(ctx, client, o.namespace)
 	if err != nil {
 		return err
 	}
-	if len(pods) == 0 {
-		return fmt.Errorf("there is no agent's pod in namespace %s: name theirs by --agents-namespace", o.namespace)
-	}
 	var nodes []differ
 	for _, p := range pods {
-		nodes = append(nodes, podSource{client, p})
+		nodes = append(nodes, p)
 	}
 	return o.report(ctx, nodes, out, errs)
 }

@@ -5,9 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spf13/pflag"
 
 	"portcullis/policycache/kube"
 )
@@ -26,6 +30,44 @@ func (s saysDiff) diff(_ context.Context, args []string) ([]byte, error) {
 		*s.asked = strings.Join(args, " ")
 	}
 	return []byte(s.text), s.err
+}
+
+// Without a socket a cluster that is named is asked, and says itself what is wrong with
+// its name; where none is named or found, the socket is what is missing.
+func TestWhomDiffAsks(t *testing.T) {
+	t.Setenv("KUBECONFIG", "/no/such/file")
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	for _, row := range []struct {
+		args string
+		want bool
+		err  string
+	}{
+		{"", false, ""},
+		{"--all", true, ""},
+		{"--kubeconfig /no/such/file", true, ""},
+		{"--context nowhere", true, ""},
+		{"--manifests x", false, ""},
+		{"--agent x --kubeconfig y", false, ""},
+		{"--all --agent x", false, "--all excludes --agent"},
+		{"--all --manifests x", false, "--all excludes --manifests"},
+	} {
+		var o diffOptions
+		f := pflag.NewFlagSet("diff", pflag.ContinueOnError)
+		o.register(f)
+		o.agent = filepath.Join(t.TempDir(), "none.sock") // whatever this machine has
+		if err := f.Parse(strings.Fields(row.args)); err != nil {
+			t.Fatal(err)
+		}
+		got, err := o.everywhere(f)
+		if got != row.want || (err == nil) != (row.err == "") || err != nil && !strings.Contains(err.Error(), row.err) {
+			t.Errorf("diff %s: %v, %v", row.args, got, err)
+		}
+	}
+	o := diffOptions{cluster: clusterFlags{kubeconfig: "/no/such/file"}}
+	if err := o.askAll(t.Context(), io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "/no/such/file") {
+		t.Errorf("the file isn't named: %v", err)
+	}
 }
 
 // All nodes' answers are printed in order; who differs and who is silent decide the exit

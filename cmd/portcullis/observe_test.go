@@ -261,8 +261,13 @@ func TestObserveUsageErrors(t *testing.T) {
 	}
 	for _, args := range []string{"diff --agent /no/such/socket", "diff --settle -1s", "diff -o yaml", "diff --no-such-flag", "diff more",
 		"diff --all --agent x", "diff --all --manifests x", "diff --all --kubeconfig /no/such/file"} {
-		if stdout, stderr, code := runPure(strings.NewReader(""), strings.Fields(args)...); code != 2 || stdout != "" || strings.Count(stderr, "\n") != 1 {
+		stdout, stderr, code := runPure(strings.NewReader(""), strings.Fields(args)...)
+		if code != 2 || stdout != "" || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("portcullis %s: exit code %d, %q, %q; want 2 and one line", args, code, stdout, stderr)
+		}
+		// Of a cluster that is named, and can't be had, the name is what helps.
+		if _, named, ok := strings.Cut(args, "--kubeconfig "); ok && !strings.Contains(stderr, named) {
+			t.Errorf("portcullis %s doesn't name the file: %s", args, stderr)
 		}
 	}
 }

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// pollEvery is how long a record may lie in its ring: at 100,000 decisions
-	// a second on one worker, 500 records. Polling spares the packet path any
+	// pollEvery is how long a record may lie in its ring, unless that is a slow one: at
+	// 100,000 decisions a second on one worker, 500 records. Polling spares the packet path any
 	// wake-up.
 	pollEvery = 5 * time.Millisecond
 	// flushAt is when lines are handed on before the rings are empty, in bytes.
